@@ -1,0 +1,176 @@
+"""Every name inside a run folder, and the two records that other programs read: run.yaml and result.json.
+
+Nothing here decides anything. No absolute path is written, so that an idle sweep can be moved. One invariant: a name that
+carries a generation sorts by it.
+"""
+
+import json
+import re
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from seresnet.durable import write_durably, write_json_durably
+from seresnet.errors import ConfigError
+
+RUN_SCHEMA = 1
+RESULT_SCHEMA = 1
+
+_CHECKPOINT_NAME = re.compile(r"g(\d{4,})-s(\d{9,})-([0-9a-f]{16})\.safetensors")
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class CheckpointName:
+    """A checkpoint's place in time, read from its file name; sorts by generation, then step."""
+
+    generation: int
+    step: int
+    digest: str  # first 16 hex digits of the SHA-256 of the file's bytes
+
+    def __str__(self) -> str:
+        return f"g{self.generation:04d}-s{self.step:09d}-{self.digest}.safetensors"
+
+    @classmethod
+    def parse(cls, name: str) -> "CheckpointName | None":
+        """None for a name that is not a checkpoint's."""
+        match = _CHECKPOINT_NAME.fullmatch(name)
+        return match and cls(generation=int(match[1]), step=int(match[2]), digest=match[3])
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFolder:
+    """Paths inside one run's folder."""
+
+    path: Path
+
+    @property
+    def run_yaml(self) -> Path:
+        return self.path / "run.yaml"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.txt"
+
+    @property
+    def attempts(self) -> Path:
+        return self.path / "attempts"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "ckpt"
+
+    @property
+    def set_aside(self) -> Path:
+        return self.path / "ckpt" / "bad"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics"
+
+    @property
+    def result(self) -> Path:
+        return self.path / "result.json"
+
+    def claim(self, generation: int) -> Path:
+        return self.attempts / f"{generation:06d}.json"
+
+    def beat(self, generation: int) -> Path:
+        return self.attempts / f"{generation:06d}.beat"
+
+    def end(self, generation: int) -> Path:
+        return self.attempts / f"{generation:06d}.end.json"
+
+    def rank_exit(self, generation: int, rank: int) -> Path:
+        """Where a rank writes how it ends, before it exits: its code survives torchrun and a lost supervisor."""
+        return self.attempts / f"{generation:06d}.exit-{rank}.json"
+
+    def journal(self, generation: int) -> Path:
+        return self.metrics / f"g{generation:04d}.jsonl"
+
+    def create(self) -> None:
+        """Make the folder and its subfolders; fine if they exist."""
+        for folder in (self.path, self.attempts, self.checkpoints, self.metrics):
+            folder.mkdir(parents=True, exist_ok=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """run.yaml: the resolved config, and from the first start on what must not change in silence."""
+
+    run_id: str
+    slug: str
+    config: dict[str, dict[str, Any]]  # config.to_dict(RunConfig)
+    pinned: dict[str, Any] | None = None  # data_digest, world_size and the numeric keys; None before the first start
+    marks: tuple[str, ...] = ()  # why this run is no longer tier T1, one line each
+
+    def write(self, folder: RunFolder) -> None:
+        """Replace run.yaml durably."""
+        value = {"schema": RUN_SCHEMA, **asdict(self), "marks": list(self.marks)}
+        write_durably(folder.run_yaml, yaml.safe_dump(value, sort_keys=False).encode())
+
+    @classmethod
+    def read(cls, folder: RunFolder) -> "RunRecord":
+        """Raises ConfigError when run.yaml is missing, is not YAML, or is of another schema."""
+        try:
+            value = yaml.safe_load(folder.run_yaml.read_text())
+        except (OSError, yaml.YAMLError) as error:
+            raise ConfigError(f"{folder.run_yaml}: cannot be read: {error}. Launch the sweep again to write it.") from error
+        if not isinstance(value, dict) or value.get("schema") != RUN_SCHEMA:
+            found = value.get("schema") if isinstance(value, dict) else type(value).__name__
+            raise ConfigError(f"{folder.run_yaml}: schema is {found!r}, this version reads {RUN_SCHEMA}. Use the code that wrote it.")
+        value.pop("schema")
+        value["marks"] = tuple(value.get("marks") or ())
+        return cls(**{key.name: value[key.name] for key in fields(cls) if key.name in value})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """result.json: the final numbers of one run, written once, last of all. Percentages are 0..100."""
+
+    run_id: str
+    slug: str
+    epochs: int
+    step: int
+    parameters: int
+    state_digest: str
+    data_digest: str
+    data_name: str
+    classes: list[str]
+    train_loss: float | None
+    last_val_top1_pct: float | None  # None without a validation split
+    last_test_top1_pct: float
+    last_test_loss: float | None
+    val_chosen_epoch: int | None  # epochs count from 1
+    val_chosen_val_top1_pct: float | None
+    val_chosen_test_top1_pct: float | None
+    best_on_test_epoch: int
+    best_on_test_top1_pct: float
+    confusion: list[list[int]]  # last epoch, test set: [true class][predicted class]
+    seconds: float  # of training and evaluation over all attempts, redone work not counted
+    attempts: int
+    tier: str  # T1, or T2 when run.yaml carries a mark
+    world_size: int
+    device: str  # "cpu: AMD EPYC" or "cuda: NVIDIA H100 ..."
+    amp: str
+    code_digest: str
+    commit: str | None
+    versions: dict[str, str] = field(default_factory=dict)
+    schema: int = RESULT_SCHEMA
+
+    def write(self, folder: RunFolder) -> None:
+        write_json_durably(folder.result, asdict(self))
+
+    @classmethod
+    def read(cls, folder: RunFolder) -> "TrainResult | None":
+        """None if the run has no result yet; raises ConfigError if there is one that this version cannot read."""
+        try:
+            value = json.loads(folder.result.read_text())
+            if value["schema"] != RESULT_SCHEMA:
+                raise ValueError(f"schema is {value['schema']!r}, this version reads {RESULT_SCHEMA}")
+            return cls(**{key.name: value[key.name] for key in fields(cls)})
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{folder.result}: not a result of this version: {error}. Move it away to train the run again.") from error
