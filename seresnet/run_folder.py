@@ -82,6 +82,10 @@ class RunFolder:
     def end(self, generation: int) -> Path:
         return self.attempts / f"{generation:06d}.end.json"
 
+    def environment(self, generation: int) -> Path:
+        """What the attempt ran on: device, code, versions; written by rank 0 when it starts."""
+        return self.attempts / f"{generation:06d}.env.json"
+
     def rank_exit(self, generation: int, rank: int) -> Path:
         """Where a rank writes how it ends, before it exits: its code survives torchrun and a lost supervisor."""
         return self.attempts / f"{generation:06d}.exit-{rank}.json"

@@ -1,0 +1,297 @@
+"""One optimiser step, and the state that it changes: weights, batch-norm buffers, momentum, scaler, position, sums of the epoch.
+
+What a step computes is a pure function of (state, config, step). When to save, evaluate or stop is train.py's business. One
+invariant: state() at a step boundary holds everything that the next step reads.
+"""
+
+import contextlib
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from seresnet.config import RunConfig, fitting_world_sizes, micro_batch_size, schedule_epochs
+from seresnet.data import MicroBatch, TrainBatches
+from seresnet.errors import CheckpointError, ConfigError
+from seresnet.optim import build_optimizer, learning_rate, set_learning_rate
+from seresnet.state import TrainState
+from seresnet.world import World
+
+AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.float32}
+
+#: Losses are summed as integers of 2^-24, so that neither the order of ranks nor a restart changes the last bits of a mean.
+LOSS_UNIT = 2**24
+
+#: The loss's finiteness is read this many steps late, so that the host never waits for the device (design.md, "Stopping").
+LATE_STEPS = 16
+
+#: So many checks in a row without a finite loss are a divergence; fp16 scaling alone recovers sooner.
+DIVERGED_AFTER = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochSums:
+    """Totals of an epoch's training samples over all ranks, as exact integers."""
+
+    loss: int  # in units of 2^-24
+    correct: int
+    n: int
+    not_finite: int  # samples' worth of micro-batches whose loss was not finite
+    skipped: int  # optimiser steps that fp16 scaling skipped
+
+    @property
+    def mean_loss(self) -> float | None:
+        """None when some micro-batch had no finite loss: a mean without it would flatter."""
+        return None if self.not_finite or not self.n else self.loss / LOSS_UNIT / self.n
+
+    @property
+    def top1_pct(self) -> float:
+        return 100 * self.correct / max(1, self.n)
+
+
+class Engine:
+    """The network, its optimiser and its position. Every rank has one; rank 0's is the state that is saved."""
+
+    def __init__(self, config: RunConfig, model: nn.Module, batches: TrainBatches, world: World) -> None:
+        """Move the network to its device and wrap it. Raises ConfigError for a world size that does not fit the batch."""
+        self.config, self.batches, self.world = config, batches, world
+        self.accumulation = _accumulation(config, world.size)
+        self._layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
+        self.model = model.to(world.device, memory_format=self._layout)  # type: ignore[call-overload]
+        if config.train.compile:
+            self.model.compile()
+        self.optimizer = build_optimizer(self.model, config.optim, config.train.fused_optimizer)
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.train.amp == "fp16")
+        self._batch_norms = [m for m in self.model.modules() if isinstance(m, nn.BatchNorm2d)]
+        self._sums = torch.zeros(5, dtype=torch.int64, device=world.device)
+        self.losses = LossWatch(world.device)
+        self.step = 0
+        self.best_value: float | None = None
+        self.best_epoch: int | None = None
+        self._parallel = self._wrap() if world.size > 1 else None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.batches.steps_per_epoch
+
+    @property
+    def epoch(self) -> int:
+        """The epoch, from 0, that the next step belongs to."""
+        return self.step // self.steps_per_epoch
+
+    @property
+    def at_epoch_end(self) -> bool:
+        """Whether the last step consumed an epoch's last batch."""
+        return self.step > 0 and self.step % self.steps_per_epoch == 0
+
+    def lr_of(self, epoch: int) -> float:
+        """Learning rate of an epoch, counted from 0."""
+        return learning_rate(self.config.optim, schedule_epochs(self.config), epoch)
+
+    def train_step(self) -> None:
+        """Consume the next global batch: forward and backward of this rank's micro-batches, one optimiser step."""
+        epoch, batch = divmod(self.step, self.steps_per_epoch)
+        if batch == 0:
+            self._sums.zero_()
+        set_learning_rate(self.optimizer, self.lr_of(epoch))
+        self.model.train()
+        first = self.world.rank * self.accumulation
+        for micro in range(first, first + self.accumulation):
+            self._backward(epoch, batch, micro, is_last=micro == first + self.accumulation - 1)
+        self._optimizer_step()
+        self.step += 1
+
+    def epoch_sums(self) -> EpochSums:
+        """Sums of the running epoch over all ranks. Every rank must call it at the same step; waits for the device."""
+        loss, correct, n, not_finite, skipped = (int(x) for x in self.world.sum(self._sums.cpu()).tolist())
+        return EpochSums(loss=loss, correct=correct, n=n, not_finite=not_finite, skipped=skipped)
+
+    def state(self, sums: EpochSums) -> TrainState:
+        """A host copy of everything that the next step reads; sums as epoch_sums() gave them at this step."""
+        tensors = {f"model/{name}": _host(value) for name, value in self.model.state_dict().items()}
+        tensors |= {f"momentum/{name}": _host(value) for name, value in self._momentum()}
+        scalars = {
+            "step": self.step,
+            "sums": [sums.loss, sums.correct, sums.n, sums.not_finite, sums.skipped],
+            "scaler": self.scaler.state_dict(),
+            "best_value": self.best_value,
+            "best_epoch": self.best_epoch,
+        }
+        return TrainState(tensors=tensors, scalars=scalars)
+
+    def load(self, state: TrainState) -> None:
+        """Continue from a state; every rank loads the same one. Raises CheckpointError naming a tensor that does not fit."""
+        own = {f"model/{name}": value for name, value in self.model.state_dict().items()}
+        own |= {f"momentum/{name}": value for name, value in self._momentum()}
+        _check_same_tensors(own, state.tensors)
+        with torch.no_grad():
+            for name, value in own.items():
+                value.copy_(state.tensors[name])
+        self.step = int(state.scalars["step"])
+        self.best_value, self.best_epoch = state.scalars["best_value"], state.scalars["best_epoch"]
+        if state.scalars["scaler"]:
+            self.scaler.load_state_dict(state.scalars["scaler"])
+        # Rank 0 carries the whole epoch's sums on, the others start from zero: integers, so the total has the same bits.
+        self._sums.copy_(torch.tensor(state.scalars["sums"] if self.world.is_main else [0] * 5))
+
+    def broadcast_buffers(self) -> None:
+        """Give every rank rank 0's batch-norm statistics: before an evaluation, never before a save."""
+        if self.world.size > 1:
+            for buffer in self.model.buffers():
+                dist.broadcast(buffer, src=0)
+
+    def autocast(self) -> Any:
+        """The autocast context of training and evaluation."""
+        amp = self.config.train.amp
+        return torch.autocast(self.world.device.type, dtype=AMP_DTYPES[amp], enabled=amp != "off")
+
+    def _backward(self, epoch: int, batch: int, micro: int, *, is_last: bool) -> None:
+        data = self.batches.micro_batch(epoch, batch, micro)
+        if len(data.images) == 0 and not (is_last and self._parallel):
+            return
+        with self._synchronise(is_last), self._update_statistics(micro == 0):
+            if len(data.images) == 0:
+                # A rank without samples (an epoch's short last batch) must still meet the others in the all-reduce.
+                return self._backward_of_nothing()
+            with self.autocast():
+                logits = (self._parallel or self.model)(self.laid_out(data.images))
+            loss = cross_entropy_sum(logits.float(), data.targets)
+            self.scaler.scale(loss / self.batches.batch_samples(batch)).backward()
+        self._count(loss.detach(), logits.detach(), data)
+
+    def _backward_of_nothing(self) -> None:
+        """A backward pass whose gradients are all zero."""
+        images = self.batches.micro_batch(0, 0, 0).images[:2]
+        with self.autocast():
+            logits = (self._parallel or self.model)(self.laid_out(images))
+        self.scaler.scale(logits.float().sum() * 0.0).backward()
+
+    def laid_out(self, images: Tensor) -> Tensor:
+        return images.contiguous(memory_format=self._layout)
+
+    def _optimizer_step(self) -> None:
+        # The scale falls exactly when a step is skipped. get_scale() would wait for the device, its async form does not.
+        before = self.scaler._get_scale_async().clone() if self.scaler.is_enabled() else None  # type: ignore[union-attr]
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if before is not None and self.world.is_main:
+            self._sums[4:] += (self.scaler._get_scale_async() < before).long()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _count(self, loss: Tensor, logits: Tensor, data: MicroBatch) -> None:
+        finite = torch.isfinite(loss)
+        units = torch.where(finite, loss.double() * LOSS_UNIT, 0.0).round().long()
+        n = len(data.labels)
+        correct = (logits.argmax(1) == data.labels).sum()
+        self._sums[:4] += torch.stack((units, correct, correct.new_tensor(n), (~finite).long() * n))
+        self.losses.push(finite)
+
+    @contextlib.contextmanager
+    def _update_statistics(self, update: bool) -> Iterator[None]:
+        """Only micro-batch 0 moves the running statistics, so that they do not depend on the number of ranks."""
+        for module in self._batch_norms:
+            module.track_running_stats = update
+        try:
+            yield
+        finally:
+            for module in self._batch_norms:
+                module.track_running_stats = True
+
+    def _synchronise(self, is_last: bool) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if self._parallel is None or is_last else self._parallel.no_sync()
+
+    def _wrap(self) -> DistributedDataParallel:
+        ids = [self.world.device.index] if self.world.device.type == "cuda" else None
+        parallel = DistributedDataParallel(self.model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+        # Our losses are divided by the global batch already: gradients are summed, not averaged.
+        parallel.register_comm_hook(None, _sum_gradients)
+        self._settle_buckets(parallel)
+        return parallel
+
+    def _settle_buckets(self, parallel: DistributedDataParallel) -> None:
+        """Two throw-away backward passes: DDP orders its buckets anew after a process's first one.
+
+        Without them the first step after a restart adds gradients in another order and has other bits (seen with 3 and 4 ranks).
+        """
+        parallel.train()
+        with self._update_statistics(False):
+            for _ in range(2):
+                with self.autocast():
+                    logits = parallel(self.laid_out(self.batches.micro_batch(0, 0, 0).images[:2]))
+                (logits.float().sum() * 0.0).backward()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _momentum(self) -> Iterator[tuple[str, Tensor]]:
+        for name, parameter in self.model.named_parameters():
+            buffer = self.optimizer.state[parameter].get("momentum_buffer")
+            if buffer is not None:
+                yield name, buffer
+
+
+class LossWatch:
+    """Whether recent losses were finite, read late so that no step waits for the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._late = LATE_STEPS if device.type == "cuda" else 0
+        self._queue: deque[tuple[Any, Tensor]] = deque()
+        self.bad_in_a_row = 0
+
+    @property
+    def has_diverged(self) -> bool:
+        return self.bad_in_a_row >= DIVERGED_AFTER
+
+    def push(self, finite: Tensor) -> None:
+        """finite: 0-dim bool tensor on the device."""
+        event = None
+        if self._late:
+            finite = finite.to("cpu", non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+        self._queue.append((event, finite))
+        while len(self._queue) > self._late:
+            event, oldest = self._queue.popleft()
+            if event is not None:
+                event.synchronize()
+            self.bad_in_a_row = 0 if bool(oldest) else self.bad_in_a_row + 1
+
+
+def cross_entropy_sum(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy summed over samples. logits, targets: (N, K), targets are probabilities (soft labels)."""
+    return -(targets * torch.log_softmax(logits, dim=1)).sum()
+
+
+def _sum_gradients(state: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    work = dist.all_reduce(bucket.buffer(), async_op=True)
+    future: torch.futures.Future[Tensor] = work.get_future().then(lambda done: done.value()[0])
+    return future
+
+
+def _accumulation(config: RunConfig, world_size: int) -> int:
+    fitting = fitting_world_sizes(config)
+    if world_size not in fitting:
+        raise ConfigError(
+            f"train.ranks: {world_size} ranks cannot share global_batch_size {config.train.global_batch_size} in micro-batches of "
+            f"{micro_batch_size(config)}. Use one of: {', '.join(map(str, fitting))}."
+        )
+    return config.train.global_batch_size // micro_batch_size(config) // world_size
+
+
+def _host(value: Tensor) -> Tensor:
+    return value.detach().to("cpu", copy=True).contiguous()
+
+
+def _check_same_tensors(own: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
+    for name in sorted(own.keys() | saved.keys()):
+        if name not in own or name not in saved:
+            side = "the checkpoint" if name in saved else "the config's network"
+            raise CheckpointError(f"{name} is only in {side}. Restore the config that the run was started with, or start a new sweep.")
+        if own[name].shape != saved[name].shape:
+            raise CheckpointError(
+                f"{name}: checkpoint has shape {tuple(saved[name].shape)}, config says {tuple(own[name].shape)}. "
+                "Restore the config, or start a new sweep."
+            )

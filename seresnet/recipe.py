@@ -1,0 +1,357 @@
+"""How a run is trained, from its folder to its result: open the data, resume, train and evaluate epochs, save, finish.
+
+Reads downward; one step is engine.py's, the process around it train.py's. Two invariants: saves and stops happen between optimiser
+steps only, and nothing that a clock decides changes the state.
+"""
+
+import logging
+import os
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from seresnet import journal, provenance
+from seresnet.checkpoint import CheckpointWriter, recover
+from seresnet.config import RunConfig, numeric_keys
+from seresnet.data import Split, Splits, TrainBatches, load_splits
+from seresnet.durable import write_json_durably
+from seresnet.engine import Engine, EpochSums
+from seresnet.errors import CheckpointError, ConfigError, DataError
+from seresnet.evaluate import Evaluation, evaluate
+from seresnet.journal import EpochRecord
+from seresnet.models import build_model, count_parameters
+from seresnet.prepare import Arrays, data_dir, load_arrays, prepare
+from seresnet.progress import EpochBar
+from seresnet.run_folder import RunFolder, RunRecord, TrainResult
+from seresnet.signals import StopFlag
+from seresnet.state import TrainState, state_digest
+from seresnet.world import Agreement, World
+
+log = logging.getLogger("seresnet")
+
+#: A stop must be durable within the 12 s that the supervisor gives ranks; a full-size save took under 1 s on a local disk.
+STOP_SAVE_LIMIT_S = 60.0
+
+
+class Stopped(Exception):  # noqa: N818 - an ending, not an error
+    """The ranks agreed to stop; the state at `step` is durable."""
+
+
+class Diverged(Exception):  # noqa: N818 - an ending, not an error
+    """The loss was not finite several steps running."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One start of one run: where it lives, what it computes, and what it may continue from."""
+
+    folder: RunFolder
+    record: RunRecord
+    config: RunConfig
+    generation: int
+    base: str | None  # file name of the checkpoint that the claim names
+    allow_numeric_change: bool = False
+
+
+def train(attempt: Attempt, world: World, stop: StopFlag) -> TrainResult | None:
+    """Train the run to its last epoch; the result on rank 0, None on the others.
+
+    Raises Stopped after a stop request (state durable), Diverged, and ToolkitErrors for what the user or the files are to blame for.
+    """
+    make_deterministic(attempt.config)
+    arrays = open_data(attempt.config, world)
+    record = pin(attempt, arrays.digest, world)
+    engine, splits = build_engine(attempt.config, arrays, world)
+    return Trainer(replace(attempt, record=record), engine, splits, arrays, stop).run()
+
+
+def make_deterministic(config: RunConfig) -> None:
+    """Threads, kernels and collectives for tier T1, before CUDA starts."""
+    torch.set_num_threads(config.train.threads)
+    if not config.train.deterministic:
+        torch.backends.cudnn.benchmark = True
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ.setdefault("NCCL_ALGO", "Ring")
+    os.environ.setdefault("NCCL_PROTO", "Simple")
+    torch.use_deterministic_algorithms(True)
+    # Filling fresh memory guards against reads of memory nobody wrote; our own code is tested for that instead.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.benchmark = False
+
+
+def open_data(config: RunConfig, world: World) -> Arrays:
+    """The prepared array, verified; built by the first rank of each node where it is missing (a purged file, a fresh node)."""
+    folder = data_dir(config.data, os.environ)
+    if world.local_rank == 0:
+        prepare(config.data, folder)
+    world.sum(torch.ones(1, dtype=torch.int64))  # nobody reads before every node has built
+    return load_arrays(prepare(config.data, folder))
+
+
+def pin(attempt: Attempt, data_digest: str, world: World) -> RunRecord:
+    """Compare with what the run was started with, or write it down at the first start.
+
+    Raises DataError for other data and ConfigError for other numeric keys; another world size or device is allowed and marked T2.
+    """
+    now: dict[str, Any] = {
+        **numeric_keys(attempt.config),
+        "data_digest": data_digest,
+        "world_size": world.size,
+        "device": device_name(world),
+    }
+    record = attempt.record
+    if record.pinned is None:
+        record = replace(record, pinned=now)
+    else:
+        _refuse_other_data(attempt, data_digest)
+        changed = {key: (record.pinned.get(key), value) for key, value in now.items() if record.pinned.get(key) != value}
+        refused = changed.keys() & numeric_keys(attempt.config).keys()
+        if refused and not attempt.allow_numeric_change:
+            lines = "; ".join(f"{key}: {changed[key][0]} -> {changed[key][1]}" for key in sorted(refused))
+            raise ConfigError(
+                f"{attempt.folder.run_yaml}: this run was started with other numeric keys ({lines}). They change bits, not the experiment. "
+                "Restore them, or pass --allow-numeric-change: the run then counts as tier T2."
+            )
+        marks = [f"{key}: {old} -> {new} at attempt {attempt.generation}" for key, (old, new) in sorted(changed.items())]
+        record = replace(record, pinned={**record.pinned, **now}, marks=(*record.marks, *marks))
+    if world.is_main and record != attempt.record:
+        record.write(attempt.folder)
+    return record
+
+
+def device_name(world: World) -> str:
+    """Kind and model of this rank's device: part of what tier T1 needs to be the same."""
+    if world.device.type == "cuda":
+        return f"cuda: {torch.cuda.get_device_name(world.device)}"
+    return f"cpu: {provenance.cpu_model()}"
+
+
+def build_engine(config: RunConfig, arrays: Arrays, world: World) -> tuple[Engine, Splits]:
+    """Network, optimiser and batches of this run at step 0, and its images."""
+    model = build_model(config.model, len(arrays.classes), config.train.seed)
+    splits = load_splits(config, arrays, world.device)
+    batches = TrainBatches(splits.train, config, len(arrays.classes), arrays.mean, arrays.std, world.device)
+    return Engine(config, model, batches, world), splits
+
+
+class Trainer:
+    """The loop over epochs of one attempt."""
+
+    def __init__(self, attempt: Attempt, engine: Engine, splits: Splits, arrays: Arrays, stop: StopFlag) -> None:
+        self.attempt, self.engine, self.splits, self.arrays, self.stop = attempt, engine, splits, arrays, stop
+        self.epochs = attempt.config.train.epochs
+        self.agreement = Agreement(engine.world)
+        self.writer = CheckpointWriter(attempt.folder, attempt.generation) if engine.world.is_main else None
+        self.saved_step: int | None = None
+        self.last_save = time.monotonic()
+        self.last_test: Evaluation | None = None
+
+    def run(self) -> TrainResult | None:
+        """Resume, train what is left, finish."""
+        self._resume()
+        if self.engine.at_epoch_end:
+            # The save of an epoch's last step precedes its evaluation: evaluate again, the newer record wins.
+            self._finish_epoch(started=time.monotonic(), trained=0)
+        while self.engine.epoch < self.epochs:
+            started, first = time.monotonic(), self.engine.step
+            self._train_epoch()
+            self._finish_epoch(started=started, trained=self.engine.step - first)
+        return self._complete()
+
+    def _resume(self) -> None:
+        found = recover(self.attempt.folder, self.attempt.base)
+        if found is None:
+            log.info("started run=%s slug=%s generation=%d", self.attempt.record.run_id, self.attempt.record.slug, self.attempt.generation)
+            return
+        state, name = found
+        self.engine.load(state)
+        self.saved_step = self.engine.step
+        log.info("resumed run=%s step=%d epoch=%d from=%s", self.attempt.record.run_id, self.engine.step, self.engine.epoch, name)
+
+    def _train_epoch(self) -> None:
+        """Train to the end of the running epoch; Stopped and Diverged are raised between steps."""
+        engine = self.engine
+        first = engine.step % engine.steps_per_epoch
+        bar = EpochBar(engine.epoch + 1, self.epochs, first, engine.steps_per_epoch, visible=engine.world.is_main)
+        try:
+            for _ in range(first, engine.steps_per_epoch):
+                self._between_steps()
+                engine.train_step()
+                bar.advance()
+        finally:
+            bar.close()
+
+    def _between_steps(self) -> None:
+        """What the ranks agreed on at the previous step: give up, stop, or save."""
+        stop, save, diverged = self.agreement.agree(self.stop.is_set, self._is_save_due(1.0), self.engine.losses.has_diverged)
+        self.stop.first_step()
+        if diverged:
+            raise Diverged(f"the loss was not finite in {self.engine.losses.bad_in_a_row} checks running, before step {self.engine.step}")
+        if stop:
+            self._stop_here()
+        if save:
+            self._save(self.engine.epoch_sums())
+
+    def _finish_epoch(self, *, started: float, trained: int) -> None:
+        """Save if it is due, evaluate, remember the best on validation, and write the epoch down."""
+        engine = self.engine
+        epoch = engine.step // engine.steps_per_epoch  # from 1
+        sums = engine.epoch_sums()
+        train_seconds = time.monotonic() - started
+        if self._decide(self._is_save_due(0.5)):
+            self._save(sums)
+        validation, self.last_test = self._evaluate(self.splits.validation), self._evaluate(self.splits.test)
+        value = validation.top1_pct if validation else None
+        if value is not None and (engine.best_value is None or value > engine.best_value):
+            self._save(sums, best=True)  # durable before any later header names it: the writer is first in, first out
+            engine.best_value, engine.best_epoch = value, epoch
+        assert self.last_test is not None
+        record = self._epoch_record(epoch, sums, validation, self.last_test, started, trained, train_seconds)
+        if engine.world.is_main:
+            journal.append(self.attempt.folder, record)
+            log.info("%s", _epoch_line(record, self.epochs))
+
+    def _evaluate(self, split: Split) -> Evaluation | None:
+        """None for an empty split; a stop request ends the evaluation, and what it had is discarded."""
+        if len(split) == 0:
+            return None
+        result = evaluate(self.engine, split, lambda: self.agreement.agree(self.stop.is_set, False, False)[0])
+        if result is None:
+            self._stop_here()
+        return result
+
+    def _epoch_record(
+        self, epoch: int, sums: EpochSums, val: Evaluation | None, test: Evaluation, started: float, trained: int, train_seconds: float
+    ) -> EpochRecord:
+        engine, config = self.engine, self.attempt.config
+        images = min(sums.n, trained * config.train.global_batch_size)
+        return EpochRecord(
+            epoch=epoch,
+            step=engine.step,
+            generation=self.attempt.generation,
+            lr=engine.lr_of(epoch - 1),
+            train_loss=sums.mean_loss,
+            train_top1_pct=sums.top1_pct,
+            val_loss=val.loss if val else None,
+            val_top1_pct=val.top1_pct if val else None,
+            test_loss=test.loss,
+            test_top1_pct=test.top1_pct,
+            skipped_steps=sums.skipped,
+            seconds=round(time.monotonic() - started, 3),
+            images_per_s=round(images / max(train_seconds, 1e-9), 1) if trained else 0.0,
+            time=round(time.time(), 3),
+        )
+
+    def _is_save_due(self, share: float) -> bool:
+        """Whether this share of the interval has passed since the last save; only rank 0 has an opinion."""
+        waited = time.monotonic() - self.last_save
+        return self.engine.world.is_main and waited >= share * self.attempt.config.train.checkpoint_every_s
+
+    def _decide(self, opinion: bool) -> bool:
+        return bool(self.engine.world.sum(torch.tensor([int(opinion)]))[0])
+
+    def _save(self, sums: EpochSums, *, best: bool = False, final: bool = False) -> TrainState | None:
+        """Hand a host copy to the writer; the state itself on rank 0, None elsewhere or where this step is saved already."""
+        self.last_save = time.monotonic()
+        if self.saved_step == self.engine.step and not (best or final):
+            return None
+        self.saved_step = self.engine.step
+        if self.writer is None:
+            return None
+        state = self.engine.state(sums)
+        self.writer.save(state, epoch_boundary=self.engine.at_epoch_end, best=best, final=final)
+        return state
+
+    def _stop_here(self) -> None:
+        """Make the state durable and raise Stopped. Every rank comes here at the same step."""
+        self._save(self.engine.epoch_sums())
+        self._wait_durable("stop")
+        self.agreement.settle()
+        raise Stopped(f"{self.stop.signal_name or 'another rank'} at step {self.engine.step}")
+
+    def _wait_durable(self, why: str) -> None:
+        if self.writer is not None and not self.writer.wait(STOP_SAVE_LIMIT_S):
+            raise CheckpointError(f"{self.attempt.folder.checkpoints}: the save at {why} did not become durable: {self.writer.last_error}")
+
+    def _complete(self) -> TrainResult | None:
+        """The final checkpoint, then the result, last of all."""
+        self.agreement.settle()
+        state = self._save(self.engine.epoch_sums(), final=True)
+        self._wait_durable("the end")
+        if state is None or self.writer is None:
+            return None
+        self.writer.close()
+        result = self._result(state)
+        result.write(self.attempt.folder)
+        log.info("finished run=%s test=%.2f%% state_digest=%s", result.run_id, result.last_test_top1_pct, result.state_digest[:16])
+        return result
+
+    def _result(self, state: TrainState) -> TrainResult:
+        epochs = journal.read(self.attempt.folder)
+        last, best_on_test = epochs[-1], max(epochs, key=lambda record: (record.test_top1_pct, -record.epoch))
+        chosen = next((record for record in epochs if record.epoch == self.engine.best_epoch), None)
+        record, pinned = self.attempt.record, self.attempt.record.pinned or {}
+        assert self.last_test is not None
+        return TrainResult(
+            run_id=record.run_id,
+            slug=record.slug,
+            epochs=last.epoch,
+            step=self.engine.step,
+            parameters=count_parameters(self.engine.model),
+            state_digest=state_digest(state),
+            data_digest=self.arrays.digest,
+            data_name=self.arrays.name,
+            classes=list(self.arrays.classes),
+            train_loss=last.train_loss,
+            last_val_top1_pct=last.val_top1_pct,
+            last_test_top1_pct=last.test_top1_pct,
+            last_test_loss=last.test_loss,
+            val_chosen_epoch=chosen.epoch if chosen else None,
+            val_chosen_val_top1_pct=chosen.val_top1_pct if chosen else None,
+            val_chosen_test_top1_pct=chosen.test_top1_pct if chosen else None,
+            best_on_test_epoch=best_on_test.epoch,
+            best_on_test_top1_pct=best_on_test.test_top1_pct,
+            confusion=self.last_test.confusion,
+            seconds=round(sum(record.seconds for record in epochs), 3),
+            attempts=self.attempt.generation,
+            tier="T2" if record.marks else "T1",
+            world_size=self.engine.world.size,
+            device=str(pinned.get("device")),
+            amp=self.attempt.config.train.amp,
+            code_digest=provenance.code_digest(),
+            commit=provenance.commit(),
+            versions=provenance.versions(),
+        )
+
+
+def write_environment(folder: RunFolder, generation: int, world: World) -> None:
+    """What this attempt runs on, beside the claim, which is never rewritten."""
+    facts = {
+        "device": device_name(world),
+        "world_size": world.size,
+        "code_digest": provenance.code_digest(),
+        "commit": provenance.commit(),
+        "versions": provenance.versions(),
+    }
+    write_json_durably(folder.environment(generation), facts)
+
+
+def _refuse_other_data(attempt: Attempt, data_digest: str) -> None:
+    pinned = (attempt.record.pinned or {}).get("data_digest")
+    if pinned != data_digest:
+        raise DataError(
+            f"{attempt.folder.run_yaml}: this run was started on data {pinned}, data.path and data.dir now give {data_digest}. "
+            "Point data.path at the first data set, or start a new sweep."
+        )
+
+
+def _epoch_line(record: EpochRecord, epochs: int) -> str:
+    parts = [f"epoch={record.epoch}/{epochs}", f"step={record.step}", f"lr={record.lr:.4g}"]
+    parts.append(f"train_loss={'nan' if record.train_loss is None else format(record.train_loss, '.4f')}")
+    if record.val_top1_pct is not None:
+        parts.append(f"val={record.val_top1_pct:.2f}%")
+    parts += [f"test={record.test_top1_pct:.2f}%", f"images/s={record.images_per_s:.0f}", f"seconds={record.seconds:.1f}"]
+    return " ".join(parts)

@@ -1,0 +1,252 @@
+"""One rank of one run as a process: `python -m seresnet.train`, alone, under torchrun, or started by a supervisor.
+
+Answers signals before anything heavy is imported, finds or claims the run folder, hands over to recipe.train, and turns every
+ending into an exit code and a record. What is trained is recipe.py's business.
+"""
+
+import argparse
+import logging
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from seresnet import provenance
+from seresnet.config import RunConfig, identity, run_id, slug, to_dict
+from seresnet.config_file import config_from_dict, explain, read_run_config
+from seresnet.durable import write_json_durably
+from seresnet.errors import ConfigError, OwnedElsewhereError, ToolkitError
+from seresnet.exits import ENDING_OF_EXIT, Exit
+from seresnet.run_folder import RunFolder, RunRecord, TrainResult
+from seresnet.signals import StopFlag
+
+if TYPE_CHECKING:
+    from seresnet.recipe import Attempt
+    from seresnet.world import World
+
+log = logging.getLogger("seresnet")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one rank; never returns normally once training has begun, because a normal interpreter exit can abort (design.md)."""
+    args = _parser().parse_args(argv)
+    rank = int(os.environ.get("RANK", "0"))
+    try:
+        if args.explain:
+            print("\n".join(explain(read_run_config(args.config, args.override), key) for key in args.explain))
+            return 0
+        folder, config = _folder_and_config(args)
+    except ToolkitError as error:
+        print(error, file=sys.stderr)
+        return int(Exit.USER_ERROR) if "SERESNET_GENERATION" in os.environ else 2
+    _start_logging(rank, None if "SERESNET_GENERATION" in os.environ else folder)
+    process = _Process(folder, config, rank, allow_numeric_change=args.allow_numeric_change)
+    process.run(args.config is not None)
+
+
+class _Process:
+    """The state of this rank's ending: who it is, and what it got to."""
+
+    def __init__(self, folder: RunFolder, config: RunConfig, rank: int, *, allow_numeric_change: bool) -> None:
+        self.folder, self.config, self.rank = folder, config, rank
+        self.allow_numeric_change = allow_numeric_change
+        self.supervised = "SERESNET_GENERATION" in os.environ
+        self.generation: int | None = None
+        self.world: World | None = None
+
+    def run(self, config_given: bool) -> NoReturn:
+        """Train, and leave with the code that says how it ended."""
+        stop = StopFlag()
+        stop.install(at_once=lambda name: self.leave(Exit.STOPPED, f"{name} before the first step", part=False))
+        try:
+            code, reason = self._train(stop, config_given)
+        except BaseException as error:
+            code, reason = _classify(error)
+        self.leave(code, reason)
+
+    def leave(self, code: int, reason: str, *, part: bool = True) -> NoReturn:
+        """Write down how this rank ends, part from the others where that was agreed, and exit without running finalisers."""
+        log.info("ending=%s code=%d rank=%d reason=%s", ENDING_OF_EXIT.get(code, "crashed"), code, self.rank, reason)
+        self._record(code, reason)
+        if part and self.world is not None and code in (Exit.FINISHED, Exit.STOPPED, Exit.DIVERGED):
+            self.world.part()
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+    def _train(self, stop: StopFlag, config_given: bool) -> tuple[int, str]:
+        attempt = None
+        if self.rank == 0:
+            if _is_finished(self.folder, self.config):
+                return Exit.FINISHED, "finished before; nothing to do"
+            attempt = self._own(config_given)
+        elif _is_finished(self.folder, self.config):
+            return Exit.FINISHED, "finished before; nothing to do"
+        from seresnet import recipe, world  # torch, seconds: the handlers are in place
+
+        self.world = world.join(self.config.train.device)
+        attempt = self.world.broadcast_object(attempt)
+        self.generation = attempt.generation
+        self._start_attempt(attempt)
+        try:
+            recipe.train(attempt, self.world, stop)
+        except recipe.Stopped as stopped:
+            return Exit.STOPPED, str(stopped)
+        except recipe.Diverged as diverged:
+            return Exit.DIVERGED, str(diverged)
+        return Exit.FINISHED, "finished"
+
+    def _own(self, config_given: bool) -> "Attempt":
+        """Rank 0: make the folder what the config says, and claim it unless the supervisor has."""
+        from seresnet import claims
+        from seresnet.recipe import Attempt
+
+        record = _write_record(self.folder, self.config) if config_given else RunRecord.read(self.folder)
+        if self.supervised:
+            self.generation = int(os.environ["SERESNET_GENERATION"])
+            base = claims.read_claim(self.folder, self.generation).base
+        else:
+            claim = claims.acquire(self.folder, claims.this_process())
+            self.generation, base = claim.generation, claim.base
+        return Attempt(
+            folder=self.folder,
+            record=record,
+            config=self.config,
+            generation=self.generation,
+            base=base,
+            allow_numeric_change=self.allow_numeric_change,
+        )
+
+    def _start_attempt(self, attempt: "Attempt") -> None:
+        from seresnet import claims, recipe
+
+        assert self.world is not None
+        if not self.world.is_main:
+            return
+        log.info(
+            "attempt=%d host=%s pid=%d ranks=%d device=%r commit=%s",
+            attempt.generation,
+            socket.gethostname(),
+            os.getpid(),
+            self.world.size,
+            recipe.device_name(self.world),
+            provenance.commit(),
+        )
+        recipe.write_environment(self.folder, attempt.generation, self.world)
+        claims.Heart(self.folder, attempt.generation, lambda: self.leave(Exit.FENCED, "a newer attempt owns this run")).start()
+
+    def _record(self, code: int, reason: str) -> None:
+        """Best effort: a full disk must not turn an ending into another one."""
+        if self.generation is None:
+            return
+        ending = ENDING_OF_EXIT.get(code, "crashed")
+        try:
+            facts = {"code": int(code), "ending": ending, "reason": reason[:2000], "rank": self.rank}
+            write_json_durably(self.folder.rank_exit(self.generation, self.rank), facts)
+            if self.rank == 0 and not self.supervised and code != Exit.FENCED:
+                from seresnet import claims
+
+                claims.write_end(self.folder, self.generation, ending, reason=reason[:2000], code=int(code))
+        except OSError as error:
+            log.error("cannot record the ending: %s", error)
+
+
+def _classify(error: BaseException) -> tuple[int, str]:
+    """Exit code and one-line reason of what ended the rank; the traceback goes to the log for what only a developer can mend."""
+    reason = f"{type(error).__name__}: {error}"
+    if isinstance(error, OwnedElsewhereError):
+        return Exit.FENCED, str(error)
+    if isinstance(error, ToolkitError):
+        return Exit.USER_ERROR, str(error)
+    traceback.print_exc()
+    if type(error).__name__ == "OutOfMemoryError":
+        return Exit.GPU_OUT_OF_MEMORY, reason
+    return 1, reason
+
+
+def _is_finished(folder: RunFolder, config: RunConfig) -> bool:
+    result = TrainResult.read(folder)
+    return result is not None and result.epochs >= config.train.epochs
+
+
+def _folder_and_config(args: argparse.Namespace) -> tuple[RunFolder, RunConfig]:
+    """The folder and the config that the command line names, both checked; writes nothing."""
+    if args.config is None:
+        if args.run_dir is None:
+            raise ConfigError("--config or --run-dir is needed: a YAML file to train, or the folder of a run to go on with.")
+        if args.override:
+            raise ConfigError(f"override {args.override[0]!r}: a run folder's config is fixed. Give --config as well, or change the sweep.")
+        folder = RunFolder(path=args.run_dir)
+        return folder, config_from_dict(RunRecord.read(folder).config, str(folder.run_yaml))
+    config = read_run_config(args.config, args.override).config
+    path = args.run_dir or Path("runs") / "single" / f"{_slug(args.config, config)}-{run_id(config)}"
+    folder = RunFolder(path=path)
+    if folder.run_yaml.exists():
+        _refuse_other_experiment(folder, config)
+    return folder, config
+
+
+def _slug(path: Path, config: RunConfig) -> str:
+    return slug(f"{path.stem}-s{config.train.seed}")
+
+
+def _refuse_other_experiment(folder: RunFolder, config: RunConfig) -> None:
+    record = RunRecord.read(folder)
+    if record.run_id == run_id(config):
+        return
+    old, new = identity(config_from_dict(record.config, str(folder.run_yaml))), identity(config)
+    diff = [
+        f"  {key}: {old.get(key, 'default')} -> {new.get(key, 'default')}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
+    raise ConfigError(
+        f"{folder.run_yaml}: the folder holds run {record.run_id}, the config says {run_id(config)}:\n"
+        + "\n".join(diff)
+        + "\nRestore the config, or choose another --run-dir."
+    )
+
+
+def _write_record(folder: RunFolder, config: RunConfig) -> RunRecord:
+    """Create the folder, or take over operational and extendable keys of a changed config; what is pinned stays."""
+    folder.create()
+    if folder.run_yaml.exists():
+        old = RunRecord.read(folder)
+        record = RunRecord(run_id=old.run_id, slug=old.slug, config=to_dict(config), pinned=old.pinned, marks=old.marks)
+    else:
+        name = folder.path.name.removesuffix(f"-{run_id(config)}")
+        record = RunRecord(run_id=run_id(config), slug=slug(name), config=to_dict(config))
+    record.write(folder)
+    return record
+
+
+def _start_logging(rank: int, folder: RunFolder | None) -> None:
+    """Lines to standard output; beside that to log.txt where no supervisor redirects us into it."""
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
+    if folder is not None and rank == 0:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        handlers.append(logging.FileHandler(folder.log))
+    prefix = f"rank={rank} " if rank else ""
+    logging.basicConfig(level=logging.INFO, format=f"%(asctime)s {prefix}%(message)s", datefmt="%Y-%m-%d %H:%M:%S", handlers=handlers)
+    if rank:
+        logging.getLogger("seresnet").setLevel(logging.WARNING)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m seresnet.train", description="Train one run; started again, it goes on where it was.")
+    parser.add_argument("--config", type=Path, help="YAML file of one run (model, data, augment, optim, train)")
+    parser.add_argument("--run-dir", type=Path, help="the run's folder; default runs/single/<name>-<run id>")
+    parser.add_argument("--explain", action="append", metavar="KEY", help="print a key's value and where it comes from, and exit")
+    parser.add_argument(
+        "--allow-numeric-change", action="store_true", help="go on with other numeric keys than at the first start (tier T2)"
+    )
+    parser.add_argument("override", nargs="*", metavar="key=value", help="for example optim.lr=0.05 train.device=cpu")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
