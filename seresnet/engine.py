@@ -44,6 +44,11 @@ class EpochSums:
     not_finite: int  # samples' worth of micro-batches whose loss was not finite
     skipped: int  # optimiser steps that fp16 scaling skipped
 
+    @classmethod
+    def nothing(cls) -> "EpochSums":
+        """The sums of an epoch that has not begun."""
+        return cls(loss=0, correct=0, n=0, not_finite=0, skipped=0)
+
     @property
     def mean_loss(self) -> float | None:
         """None when some micro-batch had no finite loss: a mean without it would flatter."""
@@ -161,7 +166,7 @@ class Engine:
             with self.autocast():
                 logits = (self._parallel or self.model)(self.laid_out(data.images))
             loss = cross_entropy_sum(logits.float(), data.targets)
-            self.scaler.scale(loss / self.batches.batch_samples(batch)).backward()
+            self.scaler.scale(loss / self.batches.size(batch)).backward()
         self._count(loss.detach(), logits.detach(), data)
 
     def _backward_of_nothing(self) -> None:
@@ -176,11 +181,12 @@ class Engine:
 
     def _optimizer_step(self) -> None:
         # The scale falls exactly when a step is skipped. get_scale() would wait for the device, its async form does not.
-        before = self.scaler._get_scale_async().clone() if self.scaler.is_enabled() else None  # type: ignore[union-attr]
+        scale = self.scaler._get_scale_async() if self.scaler.is_enabled() else None
+        before = None if scale is None else scale.clone()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if before is not None and self.world.is_main:
-            self._sums[4:] += (self.scaler._get_scale_async() < before).long()
+        if scale is not None and before is not None and self.world.is_main:
+            self._sums[4:] += (scale < before).long()  # update() changes the tensor in place
         self.optimizer.zero_grad(set_to_none=True)
 
     def _count(self, loss: Tensor, logits: Tensor, data: MicroBatch) -> None:
@@ -265,7 +271,7 @@ def cross_entropy_sum(logits: Tensor, targets: Tensor) -> Tensor:
     return -(targets * torch.log_softmax(logits, dim=1)).sum()
 
 
-def _sum_gradients(state: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+def _sum_gradients(state: object, bucket: Any) -> torch.futures.Future[Tensor]:
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     future: torch.futures.Future[Tensor] = work.get_future().then(lambda done: done.value()[0])
     return future

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from seresnet import journal, provenance
-from seresnet.checkpoint import CheckpointWriter, recover
+from seresnet.checkpoint import CheckpointWriter, decode, recover
+from seresnet.checkpoint_files import read_trusted
 from seresnet.config import RunConfig, numeric_keys
 from seresnet.data import Split, Splits, TrainBatches, load_splits
-from seresnet.durable import write_json_durably
 from seresnet.engine import Engine, EpochSums
 from seresnet.errors import CheckpointError, ConfigError, DataError
 from seresnet.evaluate import Evaluation, evaluate
@@ -24,9 +24,9 @@ from seresnet.journal import EpochRecord
 from seresnet.models import build_model, count_parameters
 from seresnet.prepare import Arrays, data_dir, load_arrays, prepare
 from seresnet.progress import EpochBar
-from seresnet.run_folder import RunFolder, RunRecord, TrainResult
+from seresnet.run_folder import CheckpointName, RunFolder, RunRecord, TrainResult
 from seresnet.signals import StopFlag
-from seresnet.state import TrainState, state_digest
+from seresnet.state import TrainState, first_nonfinite, state_digest
 from seresnet.world import Agreement, World
 
 log = logging.getLogger("seresnet")
@@ -144,7 +144,7 @@ class Trainer:
         self.attempt, self.engine, self.splits, self.arrays, self.stop = attempt, engine, splits, arrays, stop
         self.epochs = attempt.config.train.epochs
         self.agreement = Agreement(engine.world)
-        self.writer = CheckpointWriter(attempt.folder, attempt.generation) if engine.world.is_main else None
+        self.writer: CheckpointWriter | None = None
         self.saved_step: int | None = None
         self.last_save = time.monotonic()
         self.last_test: Evaluation | None = None
@@ -162,14 +162,19 @@ class Trainer:
         return self._complete()
 
     def _resume(self) -> None:
-        found = recover(self.attempt.folder, self.attempt.base)
-        if found is None:
-            log.info("started run=%s slug=%s generation=%d", self.attempt.record.run_id, self.attempt.record.slug, self.attempt.generation)
+        record, world = self.attempt.record, self.engine.world
+        # Rank 0 chooses, because choosing may move damaged files away; the others read the very file that it chose.
+        found = recover(self.attempt.folder, self.attempt.base) if world.is_main else None
+        name = world.broadcast_object(found and found[1])
+        if world.is_main:
+            self.writer = CheckpointWriter(self.attempt.folder, self.attempt.generation, resumed_from=name)
+        if name is None:
+            log.info("started run=%s slug=%s generation=%d", record.run_id, record.slug, self.attempt.generation)
             return
-        state, name = found
-        self.engine.load(state)
+        self.engine.load(found[0] if found else _read_chosen(self.attempt.folder, name))
+        world.sum(torch.ones(1, dtype=torch.int64))  # nobody saves, and so deletes, before everybody has read
         self.saved_step = self.engine.step
-        log.info("resumed run=%s step=%d epoch=%d from=%s", self.attempt.record.run_id, self.engine.step, self.engine.epoch, name)
+        log.info("resumed run=%s step=%d epoch=%d from=%s", record.run_id, self.engine.step, self.engine.epoch, name)
 
     def _train_epoch(self) -> None:
         """Train to the end of the running epoch; Stopped and Diverged are raised between steps."""
@@ -253,7 +258,7 @@ class Trainer:
     def _decide(self, opinion: bool) -> bool:
         return bool(self.engine.world.sum(torch.tensor([int(opinion)]))[0])
 
-    def _save(self, sums: EpochSums, *, best: bool = False, final: bool = False) -> TrainState | None:
+    def _save(self, sums: EpochSums, *, best: bool = False, final: bool = False, stop: bool = False) -> TrainState | None:
         """Hand a host copy to the writer; the state itself on rank 0, None elsewhere or where this step is saved already."""
         self.last_save = time.monotonic()
         if self.saved_step == self.engine.step and not (best or final):
@@ -262,18 +267,21 @@ class Trainer:
         if self.writer is None:
             return None
         state = self.engine.state(sums)
-        self.writer.save(state, epoch_boundary=self.engine.at_epoch_end, best=best, final=final)
+        self.writer.save(state, epoch_boundary=self.engine.at_epoch_end, best=best, final=final, stop=stop)
         return state
 
     def _stop_here(self) -> None:
         """Make the state durable and raise Stopped. Every rank comes here at the same step."""
-        self._save(self.engine.epoch_sums())
+        self._save(self.engine.epoch_sums(), stop=True)
         self._wait_durable("stop")
         self.agreement.settle()
         raise Stopped(f"{self.stop.signal_name or 'another rank'} at step {self.engine.step}")
 
     def _wait_durable(self, why: str) -> None:
         if self.writer is not None and not self.writer.wait(STOP_SAVE_LIMIT_S):
+            name = first_nonfinite(self.engine.state(EpochSums.nothing()))
+            if name is not None:
+                raise Diverged(f"{name} is not finite at step {self.engine.step}")
             raise CheckpointError(f"{self.attempt.folder.checkpoints}: the save at {why} did not become durable: {self.writer.last_error}")
 
     def _complete(self) -> TrainResult | None:
@@ -327,18 +335,6 @@ class Trainer:
         )
 
 
-def write_environment(folder: RunFolder, generation: int, world: World) -> None:
-    """What this attempt runs on, beside the claim, which is never rewritten."""
-    facts = {
-        "device": device_name(world),
-        "world_size": world.size,
-        "code_digest": provenance.code_digest(),
-        "commit": provenance.commit(),
-        "versions": provenance.versions(),
-    }
-    write_json_durably(folder.environment(generation), facts)
-
-
 def _refuse_other_data(attempt: Attempt, data_digest: str) -> None:
     pinned = (attempt.record.pinned or {}).get("data_digest")
     if pinned != data_digest:
@@ -346,6 +342,13 @@ def _refuse_other_data(attempt: Attempt, data_digest: str) -> None:
             f"{attempt.folder.run_yaml}: this run was started on data {pinned}, data.path and data.dir now give {data_digest}. "
             "Point data.path at the first data set, or start a new sweep."
         )
+
+
+def _read_chosen(folder: RunFolder, name: CheckpointName) -> TrainState:
+    payload = read_trusted(folder, name)
+    if payload is None:
+        raise CheckpointError(f"{folder.checkpoints / str(name)}: rank 0 read it, this rank cannot. Check the file system and start again.")
+    return decode(payload)
 
 
 def _epoch_line(record: EpochRecord, epochs: int) -> str:

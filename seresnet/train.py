@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from seresnet import provenance
+from seresnet import claims, provenance
 from seresnet.config import RunConfig, identity, run_id, slug, to_dict
 from seresnet.config_file import config_from_dict, explain, read_run_config
 from seresnet.durable import write_json_durably
@@ -24,7 +24,6 @@ from seresnet.run_folder import RunFolder, RunRecord, TrainResult
 from seresnet.signals import StopFlag
 
 if TYPE_CHECKING:
-    from seresnet.recipe import Attempt
     from seresnet.world import World
 
 log = logging.getLogger("seresnet")
@@ -79,19 +78,24 @@ class _Process:
         os._exit(code)
 
     def _train(self, stop: StopFlag, config_given: bool) -> tuple[int, str]:
-        attempt = None
-        if self.rank == 0:
-            if _is_finished(self.folder, self.config):
-                return Exit.FINISHED, "finished before; nothing to do"
-            attempt = self._own(config_given)
-        elif _is_finished(self.folder, self.config):
+        if _is_finished(self.folder, self.config):
             return Exit.FINISHED, "finished before; nothing to do"
-        from seresnet import recipe, world  # torch, seconds: the handlers are in place
+        owned = self._own(config_given) if self.rank == 0 else None
+        from seresnet import recipe, world  # torch takes seconds: the handlers, the claim and its heart are in place
 
         self.world = world.join(self.config.train.device)
-        attempt = self.world.broadcast_object(attempt)
-        self.generation = attempt.generation
-        self._start_attempt(attempt)
+        record, claim = self.world.broadcast_object(owned)
+        self.generation = claim.generation
+        attempt = recipe.Attempt(
+            folder=self.folder,
+            record=record,
+            config=self.config,
+            generation=claim.generation,
+            base=claim.base,
+            allow_numeric_change=self.allow_numeric_change,
+        )
+        if self.rank == 0:
+            self._introduce(recipe.device_name(self.world))
         try:
             recipe.train(attempt, self.world, stop)
         except recipe.Stopped as stopped:
@@ -100,44 +104,27 @@ class _Process:
             return Exit.DIVERGED, str(diverged)
         return Exit.FINISHED, "finished"
 
-    def _own(self, config_given: bool) -> "Attempt":
-        """Rank 0: make the folder what the config says, and claim it unless the supervisor has."""
-        from seresnet import claims
-        from seresnet.recipe import Attempt
-
+    def _own(self, config_given: bool) -> tuple[RunRecord, claims.Claim]:
+        """Rank 0: make the folder what the config says, claim it unless the supervisor has, and show that it lives."""
         record = _write_record(self.folder, self.config) if config_given else RunRecord.read(self.folder)
         if self.supervised:
-            self.generation = int(os.environ["SERESNET_GENERATION"])
-            base = claims.read_claim(self.folder, self.generation).base
+            generation = int(os.environ["SERESNET_GENERATION"])
+            claim = next((claim for claim in claims.read_claims(self.folder) if claim.generation == generation), None)
+            assert claim is not None, f"{self.folder.claim(generation)}: the supervisor named a claim that is not there"
         else:
             claim = claims.acquire(self.folder, claims.this_process())
-            self.generation, base = claim.generation, claim.base
-        return Attempt(
-            folder=self.folder,
-            record=record,
-            config=self.config,
-            generation=self.generation,
-            base=base,
-            allow_numeric_change=self.allow_numeric_change,
-        )
+        self.generation = claim.generation
+        claims.Heart(self.folder, claim.generation, lambda: self.leave(Exit.FENCED, "a newer attempt owns this run", part=False))
+        return record, claim
 
-    def _start_attempt(self, attempt: "Attempt") -> None:
-        from seresnet import claims, recipe
-
-        assert self.world is not None
-        if not self.world.is_main:
-            return
-        log.info(
-            "attempt=%d host=%s pid=%d ranks=%d device=%r commit=%s",
-            attempt.generation,
-            socket.gethostname(),
-            os.getpid(),
-            self.world.size,
-            recipe.device_name(self.world),
-            provenance.commit(),
-        )
-        recipe.write_environment(self.folder, attempt.generation, self.world)
-        claims.Heart(self.folder, attempt.generation, lambda: self.leave(Exit.FENCED, "a newer attempt owns this run")).start()
+    def _introduce(self, device: str) -> None:
+        """The attempt's header in the log, and what it runs on beside the claim, which is never rewritten."""
+        assert self.world is not None and self.generation is not None
+        facts = {"device": device, "world_size": self.world.size, "code_digest": provenance.code_digest()}
+        facts |= {"commit": provenance.commit(), "versions": provenance.versions()}
+        write_json_durably(self.folder.environment(self.generation), facts)
+        header = "attempt=%d host=%s pid=%d ranks=%d device=%r commit=%s"
+        log.info(header, self.generation, socket.gethostname(), os.getpid(), self.world.size, device, facts["commit"])
 
     def _record(self, code: int, reason: str) -> None:
         """Best effort: a full disk must not turn an ending into another one."""
@@ -148,8 +135,6 @@ class _Process:
             facts = {"code": int(code), "ending": ending, "reason": reason[:2000], "rank": self.rank}
             write_json_durably(self.folder.rank_exit(self.generation, self.rank), facts)
             if self.rank == 0 and not self.supervised and code != Exit.FENCED:
-                from seresnet import claims
-
                 claims.write_end(self.folder, self.generation, ending, reason=reason[:2000], code=int(code))
         except OSError as error:
             log.error("cannot record the ending: %s", error)
