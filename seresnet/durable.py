@@ -1,46 +1,113 @@
 """Files that are either wholly there or not there at all, also after a power loss.
 
-The one place that knows the order: temp file in the same folder, write, flush, fsync, rename, fsync the folder.
+The one place that knows the order: temp file in the same folder, write, flush, fsync, rename, fsync the folder. Every call that
+the promise rests on goes through a Files, so that a test can put a simulated disk in its place.
 """
 
+import errno
 import json
 import os
 import secrets
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
-def write_durably(path: Path, payload: bytes) -> None:
-    """Replace path by payload; when this returns, a power loss keeps the new content, and before that the old one.
+class Files:
+    """The real disk. Every method raises OSError as the system call does."""
 
-    Raises OSError (ENOSPC, EDQUOT, EIO, ...) with the previous file intact and no temp file left behind.
+    def create(self, path: Path) -> BinaryIO:
+        """Open a new file for writing; FileExistsError if the name is taken."""
+        return open(path, "xb")
+
+    def sync(self, file: BinaryIO) -> None:
+        os.fsync(file.fileno())
+
+    def sync_folder(self, folder: Path) -> None:
+        handle = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+        try:
+            os.fsync(handle)
+        except OSError as error:
+            # Some network and FUSE file systems have no fsync of folders: there is nothing more to be had.
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+                raise
+        finally:
+            os.close(handle)
+
+    def rename(self, source: Path, target: Path) -> None:
+        os.rename(source, target)
+
+    def link(self, source: Path, target: Path) -> None:
+        os.link(source, target)
+
+    def link_count(self, path: Path) -> int:
+        return os.stat(path).st_nlink  # noqa: PTH116 - one system call, as the name says
+
+    def unlink(self, path: Path) -> None:
+        os.unlink(path)  # noqa: PTH108
+
+    def make_folder(self, path: Path) -> None:
+        path.mkdir(parents=True, exist_ok=True)
+
+    def names(self, folder: Path) -> list[str]:
+        """Sorted; empty for a folder that does not exist."""
+        try:
+            return sorted(os.listdir(folder))  # noqa: PTH208
+        except FileNotFoundError:
+            return []
+
+    def read(self, path: Path) -> bytes:
+        return path.read_bytes()
+
+
+DISK = Files()
+
+
+def write_durably(path: Path, payload: bytes, files: Files = DISK) -> None:
+    """Replace path by payload; when this returns, a power loss keeps the new content, and before that the old or the new one.
+
+    Raises OSError (ENOSPC, EDQUOT, EIO, ...) with no temp file left behind, and the previous file intact unless only the last
+    step, the folder's fsync, failed.
     """
     temp = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
-        with open(temp, "xb") as file:
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(temp, path)
+        write_new(temp, payload, files)
+        files.rename(temp, path)
     except BaseException:
-        temp.unlink(missing_ok=True)
+        remove(temp, files)
         raise
-    fsync_folder(path.parent)
+    files.sync_folder(path.parent)
 
 
-def write_json_durably(path: Path, value: Any) -> None:
+def write_new(path: Path, payload: bytes, files: Files = DISK) -> None:
+    """Write a file that must not exist yet, and fsync its content; its name is not durable before sync_folder."""
+    with files.create(path) as file:
+        file.write(payload)
+        file.flush()
+        files.sync(file)
+
+
+def remove(path: Path, files: Files = DISK) -> bool:
+    """Unlink if possible; False, and no exception, where it was not."""
+    try:
+        files.unlink(path)
+    except OSError:
+        return False
+    return True
+
+
+def write_json_durably(path: Path, value: Any, files: Files = DISK) -> None:
     """write_durably of sorted, indented JSON; NaN and infinities are refused, because JSON has none."""
-    text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False)
-    write_durably(path, (text + "\n").encode())
+    write_durably(path, json_bytes(value), files)
+
+
+def json_bytes(value: Any) -> bytes:
+    """Sorted, indented JSON for people and programs; ValueError for NaN and infinities."""
+    return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
 def fsync_folder(folder: Path) -> None:
     """Make names in this folder durable: without it a renamed file can vanish at a power loss."""
-    handle = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    DISK.sync_folder(folder)
 
 
 def canonical_json(value: Any) -> str:

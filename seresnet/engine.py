@@ -271,7 +271,7 @@ def cross_entropy_sum(logits: Tensor, targets: Tensor) -> Tensor:
     return -(targets * torch.log_softmax(logits, dim=1)).sum()
 
 
-def _sum_gradients(state: object, bucket: Any) -> torch.futures.Future[Tensor]:
+def _sum_gradients(state: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     future: torch.futures.Future[Tensor] = work.get_future().then(lambda done: done.value()[0])
     return future

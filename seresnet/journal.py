@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from seresnet.durable import fsync_folder
 from seresnet.run_folder import RunFolder
 
 
@@ -35,13 +36,17 @@ class EpochRecord:
 def append(folder: RunFolder, record: EpochRecord) -> None:
     """Write one line and fsync it. Raises OSError."""
     line = json.dumps(asdict(record), allow_nan=False) + "\n"
-    with open(folder.journal(record.generation), "ab") as file:
+    path = folder.journal(record.generation)
+    with open(path, "ab") as file:
+        is_new = file.tell() == 0
         # A torn line of a killed write must not swallow this one: start on a line of our own.
-        if file.tell() and not _ends_with_newline(Path(file.name)):
+        if not is_new and not _ends_with_newline(path):
             line = "\n" + line
         file.write(line.encode())
         file.flush()
         os.fsync(file.fileno())
+    if is_new:
+        fsync_folder(path.parent)
 
 
 def read(folder: RunFolder) -> list[EpochRecord]:

@@ -133,7 +133,7 @@ def build_engine(config: RunConfig, arrays: Arrays, world: World) -> tuple[Engin
     """Network, optimiser and batches of this run at step 0, and its images."""
     model = build_model(config.model, len(arrays.classes), config.train.seed)
     splits = load_splits(config, arrays, world.device)
-    batches = TrainBatches(splits.train, config, len(arrays.classes), arrays.mean, arrays.std, world.device)
+    batches = TrainBatches(splits.train, config, len(arrays.classes), arrays.mean.tolist(), arrays.std.tolist(), world.device)
     return Engine(config, model, batches, world), splits
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from seresnet.durable import write_durably, write_json_durably
+from seresnet.durable import fsync_folder, write_durably, write_json_durably
 from seresnet.errors import ConfigError
 
 RUN_SCHEMA = 1
@@ -36,7 +36,8 @@ class CheckpointName:
     def parse(cls, name: str) -> "CheckpointName | None":
         """None for a name that is not a checkpoint's."""
         match = _CHECKPOINT_NAME.fullmatch(name)
-        return match and cls(generation=int(match[1]), step=int(match[2]), digest=match[3])
+        parsed = match and cls(generation=int(match[1]), step=int(match[2]), digest=match[3])
+        return parsed if str(parsed) == name else None  # g00003- is not how generation 3 is written
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,9 +95,12 @@ class RunFolder:
         return self.metrics / f"g{generation:04d}.jsonl"
 
     def create(self) -> None:
-        """Make the folder and its subfolders; fine if they exist."""
+        """Make the folder and its subfolders durably; fine if they exist."""
         for folder in (self.path, self.attempts, self.checkpoints, self.metrics):
             folder.mkdir(parents=True, exist_ok=True)
+        # A checkpoint is only as durable as the names of the folders that it lies in.
+        for folder in (self.path, self.path.parent):
+            fsync_folder(folder)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,13 +123,16 @@ class RunRecord:
         """Raises ConfigError when run.yaml is missing, is not YAML, or is of another schema."""
         try:
             value = yaml.safe_load(folder.run_yaml.read_text())
-        except (OSError, yaml.YAMLError) as error:
+        except (OSError, ValueError, yaml.YAMLError) as error:
             raise ConfigError(f"{folder.run_yaml}: cannot be read: {error}. Launch the sweep again to write it.") from error
         if not isinstance(value, dict) or value.get("schema") != RUN_SCHEMA:
             found = value.get("schema") if isinstance(value, dict) else type(value).__name__
             raise ConfigError(f"{folder.run_yaml}: schema is {found!r}, this version reads {RUN_SCHEMA}. Use the code that wrote it.")
         value.pop("schema")
         value["marks"] = tuple(value.get("marks") or ())
+        missing = [key for key in ("run_id", "slug", "config") if key not in value]
+        if missing:
+            raise ConfigError(f"{folder.run_yaml}: has no {', '.join(missing)}. Launch the sweep again to write it.")
         return cls(**{key.name: value[key.name] for key in fields(cls) if key.name in value})
 
 

@@ -1,0 +1,27 @@
+"""`python -m hpc`: every command of this project, one line each."""
+
+import sys
+
+#: Command, what it does. In the order in which a user meets them.
+COMMANDS = (
+    ("python -m hpc.launch --sweep FILE", "show a sweep's plan and send its missing runs, to SLURM or to this machine"),
+    ("python -m hpc.status SWEEP", "what every run of a sweep is doing, and why some are not"),
+    ("python -m hpc.collect SWEEP", "comparison table, curves and confusion matrices of a sweep"),
+    ("python -m hpc.mirror SWEEP", "publish a sweep's metrics to W&B, also afterwards"),
+    ("python -m hpc.supervisor RUN.yaml", "one run with resume and requeue, without a launcher"),
+    ("sbatch sbatch/train.sh RUN.yaml", "the same as a SLURM job"),
+    ("python -m seresnet.prepare SOURCE", "turn a data set into one array file"),
+    ("python -m seresnet.train --config FILE", "one rank of one run; under torchrun, several"),
+)
+
+
+def main() -> int:
+    """Print the list."""
+    width = max(len(command) for command, _ in COMMANDS)
+    print("\n".join(f"{command:<{width}}  {what}" for command, what in COMMANDS))
+    print("\nEvery Python command answers --help.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

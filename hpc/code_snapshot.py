@@ -1,0 +1,97 @@
+"""The code a sweep runs: copies of both packages under `code/0001`, which jobs enter before `python -m` looks for them.
+
+A snapshot is whole or absent (it is renamed into place) and never changed. Taking one twice from the same files gives the same
+number; editing the working copy does not reach what is queued.
+"""
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import seresnet
+from hpc.paths import next_number
+from seresnet import provenance
+from seresnet.durable import fsync_folder, write_json_durably
+from seresnet.errors import ConfigError
+
+CODE_SCHEMA = 1
+PACKAGES = ("hpc", "seresnet")
+MARK = "CODE.json"
+
+#: Where the packages that run right now lie: a checkout, a site-packages folder or a snapshot.
+ROOT = Path(seresnet.__file__).resolve().parent.parent
+
+
+def snapshot_code(codes: Path, root: Path = ROOT) -> str:
+    """The number of the snapshot below codes that equals the packages in root; taken now if there is none yet."""
+    number, is_taken = peek(codes, root)
+    if is_taken:
+        return number
+    codes.mkdir(parents=True, exist_ok=True)
+    temp = codes / f".{number}.{secrets.token_hex(6)}.tmp"
+    try:
+        for package in PACKAGES:
+            shutil.copytree(root / package, temp / package, ignore=shutil.ignore_patterns("__pycache__", "*.pyc", ".*"))
+        # The files may have been edited while they were copied: what counts is what the jobs will import.
+        record = {"schema": CODE_SCHEMA, "digest": code_digest(temp), "commit": provenance.commit(), "dirty": is_dirty(root)}
+        write_json_durably(temp / MARK, {**record, "created": time.time()})
+        os.rename(temp, codes / number)
+    finally:
+        shutil.rmtree(temp, ignore_errors=True)
+    fsync_folder(codes)
+    return number
+
+
+def peek(codes: Path, root: Path = ROOT) -> tuple[str, bool]:
+    """The number that snapshot_code would return, and whether that snapshot exists already. Writes nothing."""
+    digest = code_digest(root)
+    for number, known in _digests(codes).items():
+        if known == digest:
+            return number, True
+    return next_number([path.name for path in codes.iterdir()] if codes.is_dir() else []), False
+
+
+def is_dirty(root: Path = ROOT) -> bool | None:
+    """Whether the packages differ from the commit; None where git cannot tell."""
+    try:
+        command = ["git", "-C", str(root), "status", "--porcelain", "--", *PACKAGES]
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return bool(answer.stdout.strip())
+
+
+def code_digest(root: Path = ROOT) -> str:
+    """16 hex digits over the names and bytes of every file of both packages below root."""
+    digest = hashlib.sha256()
+    for path in _files(root):
+        digest.update(f"{path.relative_to(root).as_posix()}\0".encode())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:16]
+
+
+def _files(root: Path) -> Iterator[Path]:
+    for package in PACKAGES:
+        if not (root / package).is_dir():
+            raise ConfigError(f"{root / package}: no such package. Run the launcher from a checkout or an installation that has both.")
+        for path in sorted((root / package).rglob("*")):
+            hidden = any(part.startswith(".") or part == "__pycache__" for part in path.relative_to(root).parts)
+            if path.is_file() and not hidden and path.suffix != ".pyc":
+                yield path
+
+
+def _digests(codes: Path) -> dict[str, str]:
+    """Digest of each snapshot, newest first; a folder without a readable record is no snapshot."""
+    found = {}
+    for path in sorted(codes.glob("[0-9]*"), reverse=True):
+        try:
+            found[path.name] = str(json.loads((path / MARK).read_text())["digest"])
+        except (OSError, ValueError, KeyError):
+            continue
+    return found

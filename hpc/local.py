@@ -1,0 +1,190 @@
+"""Tasks as child processes of the launcher, where there is no scheduler: so many at a time, stopped together, watched as they go.
+
+A child is `python -m hpc.supervisor --sweep DIR --task ID` in the code snapshot, exactly what a SLURM task runs. One invariant:
+whatever ends the launcher by a signal it can catch, every child is asked to save first, and none is left behind.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Literal
+
+from rich.console import Console
+
+from hpc.paths import Submission, SweepFolder
+from hpc.progress_view import RunProgress, showing
+from seresnet.errors import SubmissionError
+
+_POLL_S = 0.1
+#: Saving is one checkpoint of a small network; the supervisor itself gives its ranks 12 s and its mirror 8 s.
+_GRACE_S = 40.0
+
+Listed = Mapping[str, Literal["pending", "running"]]  # task -> whether it waits here or runs; those that ended are absent
+Look = Callable[[Listed], Sequence[RunProgress]]  # -> a row a run
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalTask:
+    """A task and what it occupies while it runs."""
+
+    name: str
+    ranks: int
+    threads: int = 1  # CPU threads of each rank
+    needs_gpus: bool = False
+
+    @property
+    def cores(self) -> int:
+        return self.ranks * self.threads
+
+
+@dataclass(frozen=True, kw_only=True)
+class Room:
+    """How much may run at once: max_parallel tasks if that is given, else as many as the cores hold; one always may."""
+
+    cores: int
+    max_parallel: int | None = None
+
+    def has_place(self, running: Iterable[LocalTask], task: LocalTask) -> bool:
+        """Whether task may start beside those that run."""
+        beside = list(running)
+        if self.max_parallel is not None:
+            return len(beside) < self.max_parallel
+        return not beside or sum(other.cores for other in beside) + task.cores <= self.cores
+
+    def __str__(self) -> str:
+        if self.max_parallel is None:
+            return f"as many tasks at a time as {self.cores} cores hold"
+        return "1 task at a time" if self.max_parallel == 1 else f"{self.max_parallel} tasks at a time"
+
+
+@dataclass
+class _Children:
+    """What runs and what waits. Mutable, because that is all it is about."""
+
+    waiting: list[LocalTask]
+    gpus: list[str]  # free ones, as CUDA_VISIBLE_DEVICES names them
+    running: dict[LocalTask, subprocess.Popen[bytes]] = field(default_factory=dict)
+    leased: dict[LocalTask, list[str]] = field(default_factory=dict)
+    stop_requests: int = 0
+
+    def start_what_fits(self, room: "Room", start: Callable[[LocalTask, list[str]], subprocess.Popen[bytes]]) -> None:
+        """Start waiting tasks, in order, while there is room and there are GPUs for the next one."""
+        while self.waiting and room.has_place(self.running, self.waiting[0]):
+            task = self.waiting[0]
+            needed = task.ranks if task.needs_gpus else 0
+            if needed > len(self.gpus):
+                return
+            self.leased[task], self.gpus = self.gpus[:needed], self.gpus[needed:]
+            self.running[task] = start(self.waiting.pop(0), self.leased[task])
+
+    def reap(self) -> None:
+        """Take note of the tasks that have ended, and of the GPUs they give back."""
+        for task in [task for task, child in self.running.items() if child.poll() is not None]:
+            del self.running[task]
+            self.gpus += self.leased.pop(task)
+
+    def listed(self) -> Listed:
+        """What there still is of the tasks."""
+        running: Listed = {task.name: "running" for task in self.running}
+        return {**running, **{task.name: "pending" for task in self.waiting}}
+
+    def send(self, number: signal.Signals) -> None:
+        """Signal every running supervisor; its ranks are its own to stop."""
+        for child in self.running.values():
+            with contextlib.suppress(ProcessLookupError):
+                child.send_signal(number)
+
+
+def run_local(sweep: SweepFolder, submission: Submission, tasks: Sequence[LocalTask], room: Room, console: Console, look: Look) -> bool:
+    """Run the tasks of a submission to their end, showing progress; True if somebody asked to stop before that.
+
+    The first SIGINT, SIGTERM or SIGHUP stops everything at a durable checkpoint, the second kills what is left.
+    """
+    children = _Children(waiting=list(tasks), gpus=visible_gpus() if any(task.needs_gpus for task in tasks) else [])
+    code = sweep.code(submission.code).resolve()
+
+    def start(task: LocalTask, gpus: list[str]) -> subprocess.Popen[bytes]:
+        return _start(sweep, task, gpus, code)
+
+    with _catching(children), showing(console) as show:
+        stopping_since: float | None = None
+        while children.waiting or children.running:
+            if children.stop_requests and stopping_since is None:
+                stopping_since = time.monotonic()
+                children.waiting.clear()
+                children.send(signal.SIGTERM)
+                console.print("stopping: every run saves its state first; once more to kill at once")
+            if children.stop_requests > 1 or (stopping_since is not None and time.monotonic() - stopping_since > _GRACE_S):
+                children.send(signal.SIGKILL)
+            children.start_what_fits(room, start)
+            show(lambda: look(children.listed()), False)
+            time.sleep(_POLL_S)
+            children.reap()
+        show(lambda: look({}), True)
+    return children.stop_requests > 0
+
+
+def check_fits(tasks: Sequence[LocalTask]) -> None:
+    """Raise SubmissionError if a task needs more GPUs than this machine shows; it would wait for ever."""
+    needed = max((task.ranks for task in tasks if task.needs_gpus), default=0)
+    gpus = visible_gpus() if needed else []
+    if needed > len(gpus):
+        raise SubmissionError(
+            f"train.device is cuda and a run has train.ranks = {needed}, but this machine shows {len(gpus)} GPUs. "
+            "Use train.device=cpu train.amp=off, fewer ranks, or launch where the GPUs are."
+        )
+
+
+def cores() -> int:
+    """Cores this process may use; macOS has no affinity to ask for."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def visible_gpus() -> list[str]:
+    """What may stand in CUDA_VISIBLE_DEVICES, one each; asks nvidia-smi where nobody has restricted it. No torch here."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        return [name for name in given.split(",") if name.strip() and name.strip() != "-1"]
+    try:
+        command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return answer.stdout.split()
+
+
+def _start(sweep: SweepFolder, task: LocalTask, gpus: list[str], code: Path) -> subprocess.Popen[bytes]:
+    # Not the site's python: that one is for the job side, and may need its container.
+    command = [sys.executable, "-m", "hpc.supervisor", "--sweep", str(sweep.path.resolve()), "--task", task.name]
+    environ = {**os.environ, **({"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if task.needs_gpus else {})}
+    log = sweep.task_log(task.name)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "ab") as output:
+        # A session of its own: Ctrl-C on the terminal reaches the launcher alone, which then asks each child once.
+        return subprocess.Popen(
+            command, cwd=code, env=environ, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+
+
+@contextlib.contextmanager
+def _catching(children: _Children) -> Iterator[None]:
+    def count(number: int, frame: FrameType | None) -> None:
+        children.stop_requests += 1
+
+    before = {number: signal.signal(number, count) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for child in children.running.values():  # only after an error of our own
+            with contextlib.suppress(ProcessLookupError):
+                child.terminate()
+        for number, handler in before.items():
+            signal.signal(number, handler)

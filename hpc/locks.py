@@ -1,0 +1,50 @@
+"""Lock files between launchers: one plans at a time, and others see whether the one that runs a local sweep still lives.
+
+The kernel lets go of a lock when its process dies, however it dies, so nothing is ever stale. Trainings do not rely on these locks:
+seresnet.claims keeps two owners of a run apart on its own.
+"""
+
+import contextlib
+import fcntl
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+
+@contextlib.contextmanager
+def holding(path: Path, wait_s: float = 0.0) -> Iterator[bool]:
+    """Hold the lock file at path; yields False if another process has it for longer than wait_s.
+
+    The kernel lets go of it when the process dies, however it dies. Where the file system has no locks it yields True: then
+    claims alone keep two owners apart, and a second launcher costs a start, not a run.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as file:
+        yield _locked(file, wait_s)
+
+
+def _locked(file: IO[str], wait_s: float) -> bool:
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.1)
+        except OSError:
+            return True
+
+
+def is_held(path: Path) -> bool:
+    """Whether a live process holds the lock file at path; reading does not create it."""
+    try:
+        with open(path) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False

@@ -1,0 +1,226 @@
+"""Every name inside a sweep's folder, once, and the two records that tie a sweep together: plan.json and submission.json.
+
+Nothing here decides anything and nothing here talks to a scheduler. Reading is strict: a record of another schema, with a key too
+many or too few, is refused by name. One invariant: no absolute path outside `Submission.site`, so that an idle sweep can be moved.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from seresnet.durable import write_durably
+from seresnet.errors import ConfigError
+from seresnet.run_folder import RunFolder
+
+PLAN_SCHEMA = 1
+SUBMISSION_SCHEMA = 1
+
+WandbMode = Literal["auto", "online", "offline", "disabled"]
+
+
+@dataclass(frozen=True)
+class SweepFolder:
+    """Paths inside one sweep's folder."""
+
+    path: Path
+
+    @property
+    def sweep_yaml(self) -> Path:
+        return self.path / "sweep.yaml"
+
+    @property
+    def plan(self) -> Path:
+        return self.path / "plan.json"
+
+    @property
+    def submission(self) -> Path:
+        return self.path / "submission.json"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def launch_lock(self) -> Path:
+        """Locked while a launcher reads, plans and writes; its content means nothing."""
+        return self.path / ".launch.lock"
+
+    @property
+    def codes(self) -> Path:
+        return self.path / "code"
+
+    def code(self, number: str) -> Path:
+        """The snapshot that a submission runs in, "0001" and up."""
+        return self.codes / number
+
+    def local_lock(self, submission_id: str) -> Path:
+        """Locked for as long as the launcher lives that runs this submission on this machine."""
+        return self.logs / f"local-{submission_id}.lock"
+
+    def task_log(self, task: str) -> Path:
+        """What a local task says outside the logs of its runs; SLURM tasks write beside it under their job's id."""
+        return self.logs / f"local-{task.replace('/', '_')}.txt"
+
+    def run_folder(self, run_id: str, plan: "Plan | None" = None) -> RunFolder:
+        """The folder of a planned run. Reads plan.json unless it is given: pass it where there are many runs."""
+        entry = (plan or Plan.read(self)).runs.get(run_id)
+        if entry is None:
+            raise ConfigError(f"{self.plan}: run {run_id} is not in this sweep.")
+        return RunFolder(path=self.path / entry.folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedFolder:
+    """One run of a plan: how people call it, where it lies below the sweep, and the arms it belongs to."""
+
+    slug: str
+    folder: str
+    arms: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WandbSettings:
+    """What the mirror is told: project None means the sweep's name."""
+
+    mode: WandbMode = "auto"
+    project: str | None = None
+    entity: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """plan.json: which runs there are, which arms they belong to, and which task trains them. Orders are the YAML's."""
+
+    sweep: str
+    salt: str  # 8 hex digits, drawn at the first launch: tells two sweeps of one name apart in W&B
+    arms: Mapping[str, tuple[str, ...]]  # arm -> run ids
+    runs: Mapping[str, PlannedFolder]  # run id -> where
+    tasks: Mapping[str, tuple[str, ...]]  # "<submission id>/<index>" -> run ids, of every submission so far
+    wandb: WandbSettings = dataclasses.field(default_factory=WandbSettings)
+
+    def write(self, folder: SweepFolder) -> None:
+        """Replace plan.json durably."""
+        _write(folder.plan, {"schema": PLAN_SCHEMA, **dataclasses.asdict(self)})
+
+    @classmethod
+    def read(cls, folder: SweepFolder) -> "Plan":
+        """Raises ConfigError when there is no plan, or not one of this version."""
+        value = _read(folder.plan, PLAN_SCHEMA, "Is this the folder of a sweep? Launch it first.")
+        try:
+            return cls(
+                **{
+                    **value,
+                    "arms": {arm: tuple(ids) for arm, ids in value["arms"].items()},
+                    "runs": {run_id: _planned_folder(entry) for run_id, entry in value["runs"].items()},
+                    "tasks": {task: tuple(ids) for task, ids in value["tasks"].items()},
+                    "wandb": WandbSettings(**value["wandb"]),
+                }
+            )
+        except (TypeError, KeyError, AttributeError) as error:
+            raise _damaged(folder.plan, error) from error
+
+    @classmethod
+    def read_or_none(cls, folder: SweepFolder) -> "Plan | None":
+        """None before the first launch."""
+        return cls.read(folder) if folder.plan.exists() else None
+
+    def find(self, name: str) -> str:
+        """The run id that a user means by a run id, its beginning, a slug or a folder name; raises ConfigError."""
+        found = [run_id for run_id, entry in self.runs.items() if name in (run_id, entry.slug, entry.folder)]
+        found = found or [run_id for run_id in self.runs if len(name) >= 4 and run_id.startswith(name)]
+        if len(found) == 1:
+            return found[0]
+        known = ", ".join(f"{entry.slug} ({run_id})" for run_id, entry in list(self.runs.items())[:20])
+        problem = "is the name of several runs" if found else "is not a run of this sweep"
+        raise ConfigError(f"{name} {problem}. Runs: {known}{', ...' if len(self.runs) > 20 else ''}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """One array handed to SLURM, or one local launch. Written as `intent` before sbatch is called."""
+
+    id: str  # "0001" and up
+    created: float  # unix time
+    code: str  # number of the code snapshot
+    mode: Literal["slurm", "local"]
+    tasks: tuple[str, ...]
+    job_id: str | None = None  # of the whole array; None before sbatch has answered, and in local mode
+    state: Literal["intent", "submitted", "done"] = "intent"
+    cluster: str | None = None
+    site: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # the site as it was resolved
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submissions:
+    """submission.json: every submission of a sweep, oldest first. Read and replaced only under `launch_lock`."""
+
+    submissions: tuple[Submission, ...] = ()
+
+    def write(self, folder: SweepFolder) -> None:
+        """Replace submission.json durably."""
+        _write(folder.submission, {"schema": SUBMISSION_SCHEMA, **dataclasses.asdict(self)})
+
+    @classmethod
+    def read(cls, folder: SweepFolder) -> "Submissions":
+        """Empty before the first submission; raises ConfigError for a record that is not of this version."""
+        if not folder.submission.exists():
+            return cls()
+        value = _read(folder.submission, SUBMISSION_SCHEMA, "Move it away to forget past submissions.")
+        try:
+            entries = [Submission(**{**entry, "tasks": tuple(entry["tasks"])}) for entry in value["submissions"]]
+        except (TypeError, KeyError) as error:
+            raise _damaged(folder.submission, error) from error
+        return cls(submissions=tuple(entries))
+
+    def get(self, submission_id: str) -> Submission | None:
+        """The submission of this id, e.g. of the part of a task's name before the slash."""
+        return next((entry for entry in self.submissions if entry.id == submission_id), None)
+
+    def with_entry(self, entry: Submission) -> "Submissions":
+        """A copy in which entry is new or replaces the one of its id."""
+        if self.get(entry.id) is None:
+            return Submissions(submissions=(*self.submissions, entry))
+        return Submissions(submissions=tuple(entry if known.id == entry.id else known for known in self.submissions))
+
+    def next_id(self) -> str:
+        """The id of the next submission; ids are never used twice."""
+        return f"{max((int(entry.id) for entry in self.submissions), default=0) + 1:04d}"
+
+
+def task_name(submission_id: str, index: int) -> str:
+    """The name of a task in plan.json, and all that a worker is told: "0001/3"."""
+    return f"{submission_id}/{index}"
+
+
+def next_number(names: Sequence[str]) -> str:
+    """The four-digit number after the highest of names; others than numbers are ignored."""
+    return f"{max((int(name) for name in names if name.isdigit()), default=0) + 1:04d}"
+
+
+def _planned_folder(entry: Mapping[str, Any]) -> PlannedFolder:
+    return PlannedFolder(**{**entry, "arms": tuple(entry["arms"])})
+
+
+def _write(path: Path, value: Any) -> None:
+    # Not write_json_durably: it sorts keys, and the order of arms and tasks is the user's.
+    write_durably(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+
+
+def _read(path: Path, schema: int, hint: str) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}. {hint}") from error
+    found = value.get("schema") if isinstance(value, dict) else type(value).__name__
+    if found != schema:
+        raise ConfigError(f"{path}: schema is {found!r}, this version reads {schema}. Use the code that wrote it.")
+    del value["schema"]
+    assert isinstance(value, dict)
+    return value
+
+
+def _damaged(path: Path, error: Exception) -> ConfigError:
+    return ConfigError(f"{path}: not a record of this version: {error}. Use the code that wrote it.")

@@ -1,0 +1,121 @@
+"""How a plan looks before it is sent: a few lines and one table, readable at 80 columns, plain text where there is no terminal."""
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import IO
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from hpc.states import State
+
+#: Of a table in a file or a pipe, where nobody says how wide it may be: wide enough that nothing is folded.
+_PLAIN_WIDTH = 160
+
+_COLOURS: dict[str, str] = {
+    "finished": "green",
+    "running": "cyan",
+    "failed": "red",
+    "lost": "yellow",
+    "cancelled": "yellow",
+    "preempted": "yellow",
+    "stopped": "yellow",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmRow:
+    """One arm of a plan: the ranks and states of its runs, and how many of them will be sent."""
+
+    name: str
+    ranks: tuple[int, ...]
+    states: tuple[State, ...]
+    to_send: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanSummary:
+    """What a reader wants to know of a plan. Runs that belong to several arms count once in the totals."""
+
+    sweep: str
+    folder: str
+    site: str  # its name and what it means here, in one line
+    code: str
+    data: tuple[str, ...]
+    arms: tuple[ArmRow, ...]
+    states: tuple[State, ...]  # one a run
+    task_ranks: tuple[int, ...]  # ranks of each task that will be sent
+    runs_to_send: int
+    notes: tuple[str, ...] = ()
+
+
+def make_console(file: IO[str] | None = None) -> Console:
+    """A console for stdout or file: colours and the terminal's width on a terminal, else plain text that is not folded."""
+    target = file or sys.stdout
+    width = int(os.environ.get("COLUMNS") or 0) or None
+    if not target.isatty():
+        return Console(file=target, width=width or _PLAIN_WIDTH, no_color=True, highlight=False)
+    return Console(file=target, width=width, highlight=False)
+
+
+def plain_table(console: Console) -> Table:
+    """An empty table in the style of this project: a rule under the head on a terminal, ASCII elsewhere."""
+    return Table(box=box.SIMPLE_HEAD if console.is_terminal else box.ASCII2, pad_edge=False, header_style="bold", show_edge=False)
+
+
+def print_plan(console: Console, plan: PlanSummary) -> None:
+    """Print the whole plan."""
+    for name, text in (("sweep", plan.sweep), ("folder", plan.folder), ("site", plan.site), ("code", plan.code)):
+        console.print(Text.assemble((f"{name:<7}", "bold"), text))
+    for line in plan.data:
+        console.print(Text.assemble((f"{'data':<7}", "bold"), line))
+    console.print()
+    console.print(_arms_table(console, plan))
+    console.print()
+    console.print(Text(totals_text(plan), style="bold"))
+    for note in plan.notes:
+        console.print(Text(note))
+
+
+def totals_text(plan: PlanSummary) -> str:
+    """The plan in one line: "5 runs in 3 arms: 1 finished, 4 to send as 4 tasks (3 x 1 rank, 1 x 2 ranks)."."""
+    known = [state for state in plan.states if state != "new"]
+    parts = [states_text(known)] if known else []
+    if plan.runs_to_send:
+        shapes = ", ".join(f"{n} x {_count(ranks, 'rank')}" for ranks, n in sorted(Counter(plan.task_ranks).items()))
+        parts.append(f"{plan.runs_to_send} to send as {_count(len(plan.task_ranks), 'task')} ({shapes})")
+    else:
+        parts.append("nothing to send")
+    return f"{_count(len(plan.states), 'run')} in {_count(len(plan.arms), 'arm')}: {', '.join(parts)}."
+
+
+def states_text(states: Sequence[State]) -> str:
+    """For example "2 finished, 1 running"; states that do not occur are not named."""
+    return ", ".join(f"{count} {state}" for state, count in Counter(states).items())
+
+
+def state_style(state: str) -> str:
+    """The colour in which a state is shown on a terminal."""
+    return _COLOURS.get(state, "")
+
+
+def _arms_table(console: Console, plan: PlanSummary) -> Table:
+    table = plain_table(console)
+    table.add_column("arm", overflow="fold")
+    for head in ("runs", "ranks"):
+        table.add_column(head, justify="right")
+    table.add_column("state", overflow="fold")
+    table.add_column("to send", justify="right")
+    for arm in plan.arms:
+        ranks = "/".join(str(number) for number in sorted(set(arm.ranks)))
+        table.add_row(Text(arm.name), str(len(arm.states)), ranks, states_text(arm.states), str(arm.to_send))
+    return table
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

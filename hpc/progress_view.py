@@ -1,0 +1,174 @@
+"""How far each run is, as rows that status prints, that a local launch redraws, and that a log gets as plain lines.
+
+Reads run folders (journal, run.yaml) through hpc.states; decides nothing. One row a run, also for those that never started.
+"""
+
+import contextlib
+import functools
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from hpc.plan_view import plain_table, state_style
+from hpc.states import RunState
+from seresnet import journal
+from seresnet.errors import ConfigError
+from seresnet.run_folder import RunFolder, RunRecord
+
+#: In a log a run gets a line when its state changes, and for its epochs at most this often.
+_LINE_EVERY_S = 10.0
+_LOOK_S = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunProgress:
+    """A run's state and how far its journal reaches."""
+
+    run: RunState
+    epoch: int
+    epochs: int | None  # None before run.yaml is written
+    test_top1_pct: float | None  # of the last epoch
+    epoch_s: float | None  # median seconds of the last ten epochs
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds of training left at the pace seen; None when nothing runs or nothing is known."""
+        if self.run.state != "running" or self.epochs is None or self.epoch_s is None:
+            return None
+        return max(0, self.epochs - self.epoch) * self.epoch_s
+
+    def line(self) -> str:
+        """One plain line for a log."""
+        parts = [f"{self.run.slug}: {self.run.state}"]
+        if self.epoch:
+            parts.append(f"epoch {self.epoch}/{self.epochs or '?'}, test {_percent(self.test_top1_pct)}")
+        if self.eta_s is not None:
+            parts.append(f"{duration(self.eta_s)} left")
+        if self.run.state in ("failed", "cancelled", "lost") and self.run.ending:
+            parts.append(f"{self.run.ending}: {one_line(self.run.reason)}")
+        return ", ".join(parts)
+
+
+def progress_of(run: RunState) -> RunProgress:
+    """Read a run's journal; a run that never started has epoch 0."""
+    records = journal.read(run.folder)
+    last = records[-1] if records else None
+    return RunProgress(
+        run=run,
+        epoch=last.epoch if last else 0,
+        epochs=_epochs(run.folder.path, _stamp(run.folder.run_yaml)),
+        test_top1_pct=last.test_top1_pct if last else None,
+        epoch_s=statistics.median(record.seconds for record in records[-10:]) if records else None,
+    )
+
+
+def progress_table(console: Console, rows: Sequence[RunProgress], *, with_node: bool) -> Table:
+    """One row a run. with_node adds where it runs and how often it started: for status, not for one machine."""
+    table = plain_table(console)
+    table.add_column("run", overflow="fold", min_width=12)
+    table.add_column("state")
+    for head in ("epoch", "test %", "left", *(("tries",) if with_node else ())):
+        table.add_column(head, justify="right", no_wrap=True)
+    if with_node:
+        table.add_column("node", overflow="ellipsis", no_wrap=True)
+    for row in rows:
+        node = [str(row.run.attempts), row.run.node or "-"] if with_node else []
+        table.add_row(Text(row.run.slug), Text(_state(row.run), style=state_style(row.run.state)), *_numbers(row), *node)
+    return table
+
+
+class LineLog:
+    """Plain lines for a log: what changed since the last look, not everything each time."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._told: dict[str, tuple[str, int]] = {}
+        self._when: dict[str, float] = {}
+
+    def update(self, rows: Sequence[RunProgress]) -> None:
+        """Print a line for each run whose state changed, or whose epoch did and whose last line is old enough."""
+        now = time.monotonic()
+        for row in rows:
+            key, fact = row.run.run_id, (row.run.state, row.epoch)
+            state, epoch = self._told.get(key, ("waiting", 0))
+            is_due = epoch != row.epoch and now - self._when.get(key, -_LINE_EVERY_S) >= _LINE_EVERY_S
+            if (state != row.run.state and row.run.state != "queued") or is_due:
+                self._console.print(Text(f"{time.strftime('%H:%M:%S')} {row.line()}"))
+                self._told[key], self._when[key] = fact, now
+
+
+@contextlib.contextmanager
+def showing(console: Console) -> Iterator[Callable[[Callable[[], Sequence[RunProgress]], bool], None]]:
+    """A function that takes a look now and then (or at once, when told) and shows it: redrawn on a terminal, else as lines."""
+    next_look = 0.0
+    lines = LineLog(console)
+    with Live(console=console, auto_refresh=False) if console.is_terminal else contextlib.nullcontext() as live:
+
+        def show(look: Callable[[], Sequence[RunProgress]], at_once: bool) -> None:
+            nonlocal next_look
+            if not at_once and time.monotonic() < next_look:
+                return
+            rows = look()
+            # Reading 1,000 journals takes a while: look less often rather than spend the cores that train.
+            next_look = time.monotonic() + max(_LOOK_S, len(rows) * 0.02)
+            if live is None:
+                lines.update(rows)
+            else:
+                live.update(progress_table(console, rows, with_node=False), refresh=True)
+
+        yield show
+
+
+def duration(seconds: float) -> str:
+    """For example "45 s", "12 min", "3 h 05 min", "2 d 4 h"."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{round(seconds)} s"
+    if minutes < 90:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes // 1440} d {minutes % 1440 // 60} h"
+
+
+def one_line(reason: str | None) -> str:
+    """A reason without line breaks, cut where it would fill a screen."""
+    text = " ".join((reason or "no reason recorded").split())
+    return text if len(text) <= 300 else text[:297] + "..."
+
+
+def _numbers(row: RunProgress) -> list[str]:
+    epoch = f"{row.epoch}/{row.epochs}" if row.epochs else str(row.epoch)
+    return [epoch, _percent(row.test_top1_pct), "-" if row.eta_s is None else duration(row.eta_s)]
+
+
+def _state(run: RunState) -> str:
+    return f"failed: {run.ending}" if run.state == "failed" else run.state
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _stamp(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+@functools.lru_cache(maxsize=4096)
+def _epochs(folder: Path, stamp: int) -> int | None:
+    """train.epochs of run.yaml; cached by the file's time stamp, because YAML is slow to parse."""
+    try:
+        epochs = RunRecord.read(RunFolder(path=folder)).config["train"]["epochs"]
+    except (ConfigError, KeyError, TypeError):
+        return None
+    return epochs if isinstance(epochs, int) else None

@@ -1,0 +1,50 @@
+"""What a sweep asks for, as frozen values: what sweep_file reads and sweep expands. Nothing is decided here."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hpc.paths import WandbSettings
+from seresnet.config_file import LoadedConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """A row of the table: runs that differ only by seed. Points of a grid are arms of their own, "se lr=0.05"."""
+
+    name: str
+    place: str  # where it is written, "FILE:LINE"
+    loaded: LoadedConfig  # with the seed of its first run
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteRequest:
+    """The site that a sweep asks for, unread: the arguments of hpc.site.read_site."""
+
+    asked: str | Mapping[str, Any] | None = None
+    where: str = "site"
+    origins: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepSpec:
+    """A sweep without faults. texts holds every file that was read, the sweep's own first, by its name in messages."""
+
+    name: str
+    path: Path
+    texts: Mapping[str, str]
+    overrides: tuple[str, ...]
+    arms: tuple[Arm, ...]
+    runs_per_task: int
+    site: SiteRequest
+    wandb: WandbSettings
+
+    def copy_text(self) -> str:
+        """The sweep's own text, then overrides and the base file as comments: what runs/SWEEP/sweep.yaml keeps."""
+        own, *others = self.texts.items()
+        lines = [own[1].rstrip("\n"), *(f"# override: {text}" for text in self.overrides)]
+        for name, text in others:
+            lines += [f"# base: {name}", *(f"#   {line}" for line in text.splitlines())]
+        return "\n".join(lines) + "\n"

@@ -1,0 +1,90 @@
+"""The official CIFAR-10 files (Krizhevsky 2009): where they are published, and their batches as arrays.
+
+The batches are pickles; safe_pickle reads them without running anything in them.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seresnet.archives import FileTree, Report
+from seresnet.array_file import LabelledImages
+from seresnet.errors import DataError
+from seresnet.safe_pickle import load_plain
+
+BASE_URL = "https://www.cs.toronto.edu/~kriz"
+ARCHIVE = "cifar-10-python.tar.gz"
+ARCHIVE_MD5 = "c58f30108f718f92721af3b95e74349a"  # as published beside the file
+ARCHIVE_BYTES = 170_498_071
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+TRAIN_BATCHES = tuple(f"data_batch_{i}" for i in range(1, 6))
+_FILES = (*TRAIN_BATCHES, "test_batch", "batches.meta")
+_SIDE = 32
+
+
+def official_files(path: Path, names: Sequence[str]) -> dict[str, str] | None:
+    """Role -> name of the official files in a tree, or None if there is no batch in it. Raises DataError if some are missing."""
+    found = {PurePosixPath(name).name: name for name in names if PurePosixPath(name).name in _FILES}
+    if not found:
+        return None
+    if missing := [name for name in _FILES if name not in found]:
+        raise DataError(f"{path}: has {sorted(found)[0]} but lacks {', '.join(missing)}. Unpack {ARCHIVE} again.")
+    return found
+
+
+def read_official(tree: FileTree, files: Mapping[str, str], report: Report) -> LabelledImages:
+    """All batches in their published order. Raises DataError for a batch that is not what the format says."""
+    roles = {name: role for role, name in files.items()}
+    batches: dict[str, dict[Any, Any]] = {}
+    for name, load in tree.read(roles):
+        batches[roles[name]] = load_plain(_load(tree.path / name, load), f"{tree.path}: {name}")
+        report("read batches", len(batches), len(files))
+    classes = _classes(f"{tree.path}: {files['batches.meta']}", batches["batches.meta"])
+    parts = {role: _batch(f"{tree.path}: {files[role]}", batches[role], len(classes)) for role in (*TRAIN_BATCHES, "test_batch")}
+    return LabelledImages(
+        title="CIFAR-10",
+        classes=classes,
+        train_images=np.concatenate([parts[role][0] for role in TRAIN_BATCHES]),
+        train_labels=np.concatenate([parts[role][1] for role in TRAIN_BATCHES]),
+        test_images=parts["test_batch"][0],
+        test_labels=parts["test_batch"][1],
+    )
+
+
+def _load(path: Path, load: Any) -> bytes:
+    try:
+        return bytes(load())
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}. Correct its permissions.") from error
+
+
+def _classes(place: str, meta: Mapping[Any, Any]) -> tuple[str, ...]:
+    names = _value(place, meta, "label_names")
+    if not isinstance(names, list) or not names or not all(isinstance(name, bytes | str) for name in names):
+        raise DataError(f"{place}: label_names is {names!r:.60}, not a list of names. Get the file again.")
+    return tuple(name.decode() if isinstance(name, bytes) else name for name in names)
+
+
+def _batch(place: str, batch: Mapping[Any, Any], classes: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Images (N, 32, 32, 3) and labels (N,) of one batch: rows are 1,024 red, then green, then blue values, each row by row."""
+    rows, labels = _value(place, batch, "data"), _value(place, batch, "labels")
+    if not isinstance(rows, np.ndarray) or rows.dtype != np.uint8 or rows.ndim != 2 or rows.shape[1] != 3 * _SIDE * _SIDE:
+        found = f"{rows.dtype} {rows.shape}" if isinstance(rows, np.ndarray) else type(rows).__name__
+        raise DataError(f"{place}: data is {found}, not uint8 (N, 3072). Get the file again.")
+    try:
+        numbers = np.array(labels, dtype=np.int64)
+    except (TypeError, ValueError, OverflowError):
+        numbers = np.empty(0, dtype=np.int64)
+    if numbers.shape != (len(rows),) or not len(rows) or numbers.min() < 0 or numbers.max() >= classes:
+        raise DataError(f"{place}: labels are not {len(rows)} numbers from 0 to {classes - 1}. Get the file again.")
+    return np.ascontiguousarray(rows.reshape(-1, 3, _SIDE, _SIDE).transpose(0, 2, 3, 1)), numbers
+
+
+def _value(place: str, mapping: Mapping[Any, Any], key: str) -> Any:
+    value = mapping.get(key.encode(), mapping.get(key))
+    if value is None:
+        raise DataError(f"{place}: has no {key!r}. Get the file again.")
+    return value

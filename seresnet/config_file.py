@@ -1,0 +1,257 @@
+"""A run's YAML and overrides to a RunConfig, strictly: every fault of every source in one ConfigError, each with place, key and fix.
+
+YAML itself is strict_yaml's job, single values are typed_values', what follows from two keys together is checked here.
+One invariant: each key of a LoadedConfig has one value and one origin, and a key written twice in one source is a fault.
+"""
+
+import functools
+import typing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from seresnet.config import KeyClass, KeyRule, RunConfig, Value, fitting_world_sizes, iter_keys, micro_batch_size, schedule_epochs
+from seresnet.errors import ConfigError
+from seresnet.strict_yaml import Bad, Faults, Located, Place, hide_secrets, located, parse_yaml, read_yaml
+from seresnet.typed_values import MistypedError, convert, nearest
+
+DEFAULT = "default"
+_CLASS_HELP = {
+    KeyClass.IDENTITY: "what is computed; part of the run's id",
+    KeyClass.NUMERIC: "changes bits, not the experiment; pinned at the first start",
+    KeyClass.EXTENDABLE: "where to stop; may be raised up to the horizon",
+    KeyClass.OPERATIONAL: "changes nothing that is computed",
+}
+_SWEEP_KEYS = ("base", "arms", "grid", "seeds", "pack", "site", "wandb")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedConfig:
+    """A valid config, and for every dotted key the place its value came from: "FILE:LINE", "override '...'" or "default"."""
+
+    config: RunConfig
+    origins: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One key as one source sets it, converted and within its range. label is the key's path in that source."""
+
+    dotted: str
+    value: Value | Bad  # Bad: its fault is noted, and rules over several keys pass it over
+    place: Place
+    label: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeySpec:
+    """What a run's key may hold."""
+
+    hint: Any
+    rule: KeyRule
+    default: Value
+
+
+def read_run_config(path: Path, overrides: Sequence[str] = ()) -> LoadedConfig:
+    """Read a run's YAML; overrides are "optim.lr=0.05" and win. Raises ConfigError with every fault of file and overrides."""
+    faults = Faults()
+    tree, _ = read_yaml(path, faults)
+    settings = collect(tree, faults)
+    settings += collect_overrides([entry for text in overrides if (entry := parse_override(text, faults))], faults)
+    if tree.value is Bad.BAD:
+        faults.raise_any()  # rules over several keys say nothing about a file that was not read
+    loaded = build(settings, faults)
+    faults.raise_any()
+    assert loaded, "a config without faults was not built"
+    return loaded
+
+
+def config_from_dict(mapping: Mapping[str, Any], source: str) -> RunConfig:
+    """The config that to_dict wrote, as strictly as a file; source names it in messages. Absent keys have their defaults."""
+    faults = Faults()
+    loaded = build(collect(located(mapping, source), faults), faults)
+    faults.raise_any()
+    assert loaded, "a config without faults was not built"
+    return loaded.config
+
+
+def explain(loaded: LoadedConfig, dotted: str) -> str:
+    """Value, origin, class, default and meaning of one key, in five lines; raises ConfigError for an unknown key."""
+    if dotted not in key_specs():
+        raise ConfigError(f"{dotted}: there is no such key. {key_fix(dotted)}")
+    value, spec = _values(loaded.config)[dotted], key_specs()[dotted]
+    rows = {
+        "from": loaded.origins[dotted],
+        "class": f"{spec.rule.key_class.value}: {_CLASS_HELP[spec.rule.key_class]}",
+        "default": show_value(spec.default),
+        "meaning": spec.rule.help,
+    }
+    return "\n".join([f"{dotted} = {show_value(value)}", *(f"  {name:8} {text}" for name, text in rows.items())])
+
+
+def show_value(value: Value) -> str:
+    """A value as YAML writes it."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(str, value))}]"
+    return "null" if value is None else str(value)
+
+
+@functools.cache
+def key_specs() -> Mapping[str, KeySpec]:
+    """Every dotted key of a run, in the order of declaration."""
+    hints = {section.name: typing.get_type_hints(section.type) for section in fields(RunConfig)}
+    specs = {}
+    for dotted, rule, _, default in iter_keys(RunConfig()):
+        section, name = dotted.split(".")
+        specs[dotted] = KeySpec(hint=hints[section][name], rule=rule, default=default)
+    return specs
+
+
+def collect(tree: Located, faults: Faults, *, prefix: str = "") -> list[Setting]:
+    """The settings of one source, nested or dotted, each checked alone; faults of keys, values and doubles are noted."""
+    if tree.value is Bad.BAD or tree.value is None:
+        return []  # an empty file or section sets nothing
+    if not isinstance(tree.value, dict):
+        hint = " Put a space after the colon." if isinstance(tree.value, str) and ":" in tree.value else ""
+        faults.add(tree.place, prefix, f"{tree.shown()} is not a mapping of keys. Write lines such as `optim.lr: 0.1`.{hint}")
+        return []
+    found: dict[str, Setting] = {}
+    for dotted, entry in flatten(tree, faults, prefix=prefix):
+        label = f"{prefix}.{dotted}" if prefix else dotted
+        if dotted in found:
+            faults.add(entry.place, label, f"{entry.shown()} is set a second time, first at {found[dotted].place}. Keep one.")
+        elif setting := check(dotted, entry, label, faults):
+            found[dotted] = setting
+    return list(found.values())
+
+
+def flatten(tree: Located, faults: Faults, *, prefix: str) -> Iterator[tuple[str, Located]]:
+    """(dotted key, value) of a mapping whose sections may be nested; a section that is not one is a fault."""
+    sections = {section.name for section in fields(RunConfig)}
+    for key, entry in tree.value.items():
+        if key not in sections:
+            yield key, entry
+        elif isinstance(entry.value, dict):
+            yield from ((f"{key}.{name}", leaf) for name, leaf in entry.value.items())
+        elif entry.value is not None and entry.value is not Bad.BAD:
+            label = f"{prefix}.{key}" if prefix else key
+            faults.add(entry.place, label, f"{entry.shown()} is given to a section. Write {key}'s keys below it, indented.")
+
+
+def check(dotted: str, entry: Located, label: str, faults: Faults) -> Setting | None:
+    """One key's value against its type and range, faults noted; None for an unknown key."""
+    spec = key_specs().get(dotted)
+    if spec is None:
+        given = "a value" if entry.value is Bad.BAD else entry.shown()
+        faults.add(entry.place, label, f"{given} is given to an unknown key. {key_fix(dotted)}")
+        return None
+    value: Value | Bad = Bad.BAD
+    try:
+        value = convert(entry, spec.hint, spec.rule)
+    except MistypedError as problem:
+        faults.add(entry.place, label, str(problem))
+    return Setting(dotted=dotted, value=value, place=entry.place, label=label)
+
+
+def parse_override(text: str, faults: Faults) -> tuple[str, Located] | None:
+    """(dotted key, value) of "optim.lr=0.05"; the value is read as YAML. None after noting a fault."""
+    key, equals, value = text.partition("=")
+    shown = f"{key}={hide_secrets(value)}" if equals else hide_secrets(text)
+    source = f"override {shown!r}"
+    if not equals or not key.strip():
+        faults.add(Place(source), "", "this is not KEY=VALUE. Write it like optim.lr=0.05.")
+        return None
+    tree = parse_yaml(value, source, faults, line_less=True)
+    return key.strip(), tree
+
+
+def collect_overrides(entries: Iterable[tuple[str, Located]], faults: Faults) -> list[Setting]:
+    """The settings of overrides of a run's keys; the same key twice is a fault."""
+    found: dict[str, Setting] = {}
+    for dotted, entry in entries:
+        if dotted in found:
+            faults.add(entry.place, dotted, f"the key is overridden twice, first by {found[dotted].place}. Keep one.")
+        elif setting := check(dotted, entry, dotted, faults):
+            found[dotted] = setting
+    return list(found.values())
+
+
+def build(settings: Sequence[Setting], faults: Faults) -> LoadedConfig | None:
+    """The config of settings in layers, later ones winning. Notes faults of keys together; None if a setting is at fault."""
+    last = {setting.dotted: (layer, setting) for layer, setting in enumerate(settings)}
+    bad = {dotted for dotted, (_, setting) in last.items() if setting.value is Bad.BAD}
+    parts: dict[str, dict[str, Any]] = {section.name: {} for section in fields(RunConfig)}
+    for dotted in last.keys() - bad:
+        section, name = dotted.split(".")
+        parts[section][name] = last[dotted][1].value
+    config = RunConfig(**{section.name: section.type(**parts[section.name]) for section in fields(RunConfig)})  # type: ignore[operator]
+    problems = [(keys, problem) for keys, problem in _joint_problems(config) if bad.isdisjoint(keys)]
+    for keys, problem in problems:
+        # The defaults fit each other, so at least one of the keys was set.
+        _, culprit = max((last[key] for key in keys if key in last), key=lambda pair: pair[0])
+        faults.add(culprit.place, culprit.label, problem.removeprefix(f"{culprit.dotted} "))
+    origins = {dotted: str(last[dotted][1].place) if dotted in last else DEFAULT for dotted in key_specs()}
+    return None if problems or bad else LoadedConfig(config=config, origins=origins)
+
+
+def _joint_problems(config: RunConfig) -> Iterator[tuple[tuple[str, ...], str]]:
+    """(keys involved, problem) for each rule over several keys. The setting that came last among the keys is blamed."""
+    train, batch, micro = config.train, config.train.global_batch_size, micro_batch_size(config)
+    if batch % micro:
+        fitting = _listed([n for n in range(1, batch + 1) if batch % n == 0])
+        problem = f"train.micro_batch_size {micro} does not divide train.global_batch_size {batch}. Sizes that do: {fitting}."
+        yield ("train.micro_batch_size", "train.global_batch_size"), problem
+    elif train.ranks not in fitting_world_sizes(config):
+        yield ("train.ranks", "train.micro_batch_size", "train.global_batch_size"), _ranks_problem(config)
+    horizon = schedule_epochs(config)
+    horizon_key = "optim.schedule_epochs" if config.optim.schedule_epochs else "train.epochs"
+    if train.epochs > horizon:
+        problem = f"train.epochs {train.epochs} is beyond optim.schedule_epochs {horizon}. Use {horizon} epochs or fewer."
+        yield ("train.epochs", "optim.schedule_epochs"), problem
+    if config.optim.warmup_epochs >= horizon:
+        problem = f"optim.warmup_epochs {config.optim.warmup_epochs} leaves nothing of a schedule of {horizon} epochs."
+        yield ("optim.warmup_epochs", horizon_key), f"{problem} Set optim.warmup_epochs below {horizon}."
+    stages, wanted = range(1, len(config.model.blocks) + 1), config.model.attention_at
+    if not isinstance(wanted, str) and not set(wanted) <= set(stages):
+        problem = f"model.attention_at {show_value(wanted)} names a stage that is not there. Name some of {_listed(stages)}."
+        yield ("model.attention_at", "model.blocks"), problem
+    elif not isinstance(wanted, str) and list(wanted) != sorted(set(wanted)):
+        # One spelling only: another order would be the same network under another run id.
+        problem = f"{show_value(wanted)} is not in ascending order, each stage once. Write {show_value(tuple(sorted(set(wanted))))}."
+        yield ("model.attention_at",), problem
+
+
+def _ranks_problem(config: RunConfig) -> str:
+    ranks, batch, micro = config.train.ranks, config.train.global_batch_size, micro_batch_size(config)
+    fitting = fitting_world_sizes(config)
+    problem = f"train.ranks {ranks} cannot share train.global_batch_size {batch} in micro-batches of {micro}. "
+    if batch % ranks == 0:
+        return f"{problem}Use {_listed(fitting)}, or set train.micro_batch_size to {batch // ranks}."
+    return f"{problem}Use one of {_listed(fitting)}." if len(fitting) > 1 else f"{problem}Use {fitting[0]}."
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    shown = ", ".join(map(str, numbers[-12:]))
+    return shown if len(numbers) <= 12 else f"..., {shown}"
+
+
+def key_fix(dotted: str) -> str:
+    """The key of a run that was most probably meant, else the keys there are."""
+    known = list(key_specs())
+    section, _, name = dotted.rpartition(".")
+    if section == "" and name in _SWEEP_KEYS:
+        return "It is a key of sweeps, and this is read as one run. Launch a sweep's file with --sweep."
+    names = {key.rpartition(".")[2]: key for key in reversed(known)}  # reversed: data.path before later namesakes
+    sections = [part.name for part in fields(RunConfig)]
+    near = names.get(name) or nearest(dotted, known) or nearest(dotted, sections) or names.get(nearest(name, list(names)) or "")
+    if near:
+        return f"Did you mean {near}?"
+    below = [key.rpartition(".")[2] for key in known if key.startswith(f"{section}.")]
+    return f"Keys of {section}: {', '.join(below)}." if below else f"Sections: {', '.join(sections)}."
+
+
+def _values(config: RunConfig) -> dict[str, Value]:
+    return {dotted: value for dotted, _, value, _ in iter_keys(config)}

@@ -1,0 +1,194 @@
+"""What a data config points at: digits, the published CIFAR-10, or a path; and the name of the array file that is made of it.
+
+Building is prepare's job. One invariant: the file's name follows from what the source is, not from where it is mounted.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from seresnet import cifar10, digits, images
+from seresnet.archives import FileTree, Report, open_tree
+from seresnet.array_file import LabelledImages, read_header
+from seresnet.config import DataConfig
+from seresnet.download import fetch, file_md5
+from seresnet.durable import canonical_json
+from seresnet.errors import DataError
+
+#: Part of every fingerprint; raised when the same source gives other arrays than before.
+RULE = 1
+SUFFIX = ".arrays"
+_PROBE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Something that images can be read from."""
+
+    name: str  # data.name
+    place: str  # where it is, for people and for the header
+    fingerprint: str
+    reader: Callable[[int, Report], LabelledImages]
+
+    @property
+    def file_name(self) -> str:
+        return f"{self.name}-{self.fingerprint}{SUFFIX}"
+
+    def read(self, *, workers: int, report: Report) -> LabelledImages:
+        """Raises DataError."""
+        return self.reader(workers, report)
+
+
+def find_source(config: DataConfig, data_dir: Path) -> Source | None:
+    """The source of this config, opened as far as its name needs; None if config.path is missing.
+
+    Raises DataError for settings that contradict each other.
+    """
+    if config.name == "digits":
+        if config.path:
+            raise DataError(f"data.path: {config.path}, but data.name digits comes with scikit-learn. Unset one of them.")
+        return Source(name="digits", place="scikit-learn", fingerprint=_hash("digits"), reader=lambda *_: digits.read_digits())
+    if config.path is None:
+        if config.name != "cifar10":
+            raise DataError("data.path: unset, but data.name images needs it. Set it to a folder or an archive of images.")
+        return Source(
+            name="cifar10",
+            place=_download_url(),
+            fingerprint=_hash("cifar10", cifar10.ARCHIVE_MD5),
+            reader=lambda workers, report: _read_published(data_dir, workers, report),
+        )
+    path = Path(config.path).expanduser()
+    if not path.exists():
+        return None
+    return Source(
+        name=config.name,
+        place=str(path.resolve()),
+        fingerprint=path_fingerprint(path),
+        reader=lambda workers, report: read_path(path, config.name, workers, report),
+    )
+
+
+def missing(config: DataConfig) -> DataError:
+    return DataError(f"data.path: {config.path} does not exist, and no array file was made from it. Correct the path.")
+
+
+def recorded(config: DataConfig, data_dir: Path) -> Path | None:
+    """The newest array file whose header says that it was built from config.path."""
+    place = str(Path(config.path or "").expanduser().resolve())
+    files = sorted(data_dir.glob(f"{config.name}-*{SUFFIX}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    return next((path for path in files if _source_of(path) == place), None)
+
+
+def _source_of(path: Path) -> str | None:
+    try:
+        return read_header(path).source
+    except DataError:
+        return None
+
+
+def path_fingerprint(path: Path) -> str:
+    """12 hex digits that follow the source's content as far as can be told without reading all of it.
+
+    Archives: size, first and last MiB; gz, xz and zip keep the checksums of their whole content in the last. Plain tar keeps none, so
+    its time of change counts too. Folders: names and times of change of the folders down to the classes, and of files above them.
+    An image that is edited in place is not noticed: delete the array file then.
+    """
+    try:
+        return _hash("folder", *_folder_facts(path)) if path.is_dir() else _archive_fingerprint(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}. Correct its permissions.") from error
+
+
+def _archive_fingerprint(path: Path) -> str:
+    size = path.stat().st_size
+    if size == cifar10.ARCHIVE_BYTES and file_md5(path) == cifar10.ARCHIVE_MD5:
+        return _hash("cifar10", cifar10.ARCHIVE_MD5)  # as if downloaded: data.path may be unset later
+    with open(path, "rb") as file:
+        head = file.read(_PROBE_BYTES)
+        file.seek(max(0, size - _PROBE_BYTES))
+        tail = file.read(_PROBE_BYTES)
+    changed = int(path.stat().st_mtime) if head[257:262] == b"ustar" else None
+    return _hash("archive", size, changed, hashlib.sha256(head + tail).hexdigest())
+
+
+def _folder_facts(folder: Path) -> list[list[Any]]:
+    """[name, seconds, size or None] of what stands in the folder and in its splits; splits may lie in one folder more."""
+    entries = _visible(folder)
+    if len(entries) == 1 and entries[0].is_dir():
+        return _folder_facts(Path(entries[0].path))
+    facts: list[list[Any]] = []
+    for entry in entries:
+        facts.append(_facts(entry.name, entry))
+        if entry.is_dir():
+            facts += [_facts(f"{entry.name}/{below.name}", below) for below in _visible(Path(entry.path))]
+    return facts
+
+
+def _visible(folder: Path) -> "list[os.DirEntry[str]]":
+    with os.scandir(folder) as scan:
+        return sorted((entry for entry in scan if not entry.name.startswith(".")), key=lambda entry: entry.name)
+
+
+def _facts(name: str, entry: "os.DirEntry[str]") -> list[Any]:
+    try:
+        # Whole seconds: copying tools and network file systems do not agree about less.
+        return [name, int(entry.stat().st_mtime), None if entry.is_dir() else entry.stat().st_size]
+    except OSError:
+        return [name, None, None]  # a link to nowhere
+
+
+def _hash(*facts: object) -> str:
+    return hashlib.sha256(canonical_json([RULE, *facts]).encode()).hexdigest()[:12]
+
+
+def read_path(path: Path, name: str, workers: int, report: Report) -> LabelledImages:
+    """Tell what the folder or archive holds, and read it. Raises DataError."""
+    tree = open_tree(path)
+    names = tree.names(report)
+    if files := cifar10.official_files(path, names):
+        return cifar10.read_official(tree, files, report)
+    layout = images.plan_layout(path, names)
+    if name == "cifar10" and layout.classes != cifar10.CLASSES:
+        raise DataError(f"{path}: its classes are {', '.join(layout.classes[:12])}, not those of CIFAR-10. Use data.name=images.")
+    data = images.read_images(tree, layout, workers=workers, report=report)
+    kinds = data.title.rpartition(" (")[2]
+    return replace(data, title=f"CIFAR-10 ({kinds}") if name == "cifar10" else data
+
+
+def _download_url() -> str:
+    return f"{os.environ.get('HPC_CIFAR10_URL') or cifar10.BASE_URL}".rstrip("/") + f"/{cifar10.ARCHIVE}"
+
+
+def _read_published(data_dir: Path, workers: int, report: Report) -> LabelledImages:
+    """Download the archive into data_dir unless somebody put it there. It stays: a purged array file is then built without a network."""
+    archive = data_dir / cifar10.ARCHIVE
+    if not archive.exists():
+        fetch(_download_url(), archive, cifar10.ARCHIVE_MD5, report)
+    elif (found := file_md5(archive)) != cifar10.ARCHIVE_MD5:
+        raise DataError(
+            f"{archive}: MD5 is {found}, the published one is {cifar10.ARCHIVE_MD5}. "
+            "Delete it to download it again, or set data.path to it if it is meant."
+        )
+    return read_path(archive, "cifar10", workers, report)
+
+
+def config_for(source: str, name: str | None, data_dir: Path, report: Report) -> DataConfig:
+    """The data config that a word or a path on the command line means; without a name, told by the classes. Raises DataError."""
+    if source in ("digits", "cifar10"):
+        return DataConfig(name=cast(Literal["digits", "cifar10"], source))
+    for kind in (name,) if name else ("cifar10", "images"):
+        config = DataConfig(name=cast(Literal["cifar10", "images"], kind), path=source)
+        made = find_source(config, data_dir)
+        if name or (made and (data_dir / made.file_name).exists()):
+            return config
+    return replace(config, name=_guess_name(open_tree(Path(source).expanduser()), report))
+
+
+def _guess_name(tree: FileTree, report: Report) -> Literal["cifar10", "images"]:
+    names = tree.names(report)
+    if cifar10.official_files(tree.path, names) or images.plan_layout(tree.path, names).classes == cifar10.CLASSES:
+        return "cifar10"
+    return "images"

@@ -1,0 +1,91 @@
+"""A rank that trains nothing but keeps to the contract of exits.py: what it does in each attempt stands in the run's acts.txt.
+
+`finish`, `exit N`, `kill` (itself, -9), `save` (a checkpoint with a higher step, then the next word), `serve` (until SIGTERM, then
+save and exit 75), `deaf` (ignores SIGTERM), `rank1:ACT` (that act for rank 1, and serve for the others). Past the last line: finish.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from seresnet import checkpoint_files
+from seresnet.durable import write_durably, write_json_durably
+from seresnet.run_folder import CheckpointName, RunFolder, RunRecord, TrainResult
+
+FOLDER = RunFolder(path=Path(sys.argv[1]))
+GENERATION, RANK = int(os.environ["SERESNET_GENERATION"]), int(os.environ["RANK"])
+told_to_stop = False
+
+
+def leave(code: int, ending: str) -> None:
+    facts = {"code": code, "ending": ending, "reason": f"the program says {ending}"}
+    write_json_durably(FOLDER.rank_exit(GENERATION, RANK), facts)
+    os._exit(code)
+
+
+def finish() -> None:
+    if RANK == 0:
+        record = RunRecord.read(FOLDER)
+        TrainResult(
+            run_id=record.run_id, slug=record.slug, epochs=record.config["train"]["epochs"], step=1, parameters=1, state_digest="0",
+            data_digest="0", data_name="x", classes=["a"], train_loss=None, last_val_top1_pct=None, last_test_top1_pct=0.0,
+            last_test_loss=None, val_chosen_epoch=None, val_chosen_val_top1_pct=None, val_chosen_test_top1_pct=None, best_on_test_epoch=1,
+            best_on_test_top1_pct=0.0, confusion=[[1]], seconds=0.0, attempts=GENERATION, tier="T1", world_size=1, device="cpu", amp="off",
+            code_digest="0", commit=None,
+        ).write(FOLDER)  # fmt: skip
+    leave(0, "finished")
+
+
+def save() -> None:
+    step = GENERATION * 10
+    header = checkpoint_files.Header(generation=GENERATION, step=step)
+    text = json.dumps({"__metadata__": checkpoint_files.metadata(header, {})}).encode()
+    payload = len(text).to_bytes(8, "little") + text
+    name = CheckpointName(generation=GENERATION, step=step, digest=checkpoint_files.digest_of(payload))
+    write_durably(FOLDER.checkpoints / str(name), payload)
+
+
+def serve() -> None:
+    (FOLDER.path / f"serving-{RANK}").write_text(str(os.getpid()))
+    while not told_to_stop:
+        time.sleep(0.02)
+    save()
+    leave(75, "stopped")
+
+
+def on_stop(number: int, frame: object) -> None:
+    global told_to_stop
+    told_to_stop = True
+
+
+def act(words: list[str]) -> None:
+    if words[0] == "save":
+        save()
+        act(words[1:])
+    elif words[0].startswith("rank1:"):
+        act([words[0].removeprefix("rank1:"), *words[1:]] if RANK == 1 else ["serve"])
+    elif words[0] == "exit":
+        leave(int(words[1]), "as told")
+    elif words[0] == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif words[0] == "deaf":
+        (FOLDER.path / f"serving-{RANK}").write_text(str(os.getpid()))
+        time.sleep(600)
+    else:
+        {"finish": finish, "serve": serve}[words[0]]()
+
+
+if __name__ == "__main__":
+    (FOLDER.path / f"environment-{RANK}").write_text("\n".join(f"{name}={value}" for name, value in os.environ.items()))
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    (FOLDER.path / f"blocked-{RANK}").write_text(" ".join(sorted(signal.Signals(number).name for number in blocked)))
+    lines = (FOLDER.path / "acts.txt").read_text().splitlines() if (FOLDER.path / "acts.txt").exists() else []
+    words = lines[GENERATION - 1].split() if GENERATION <= len(lines) else ["finish"]
+    if words[0] != "deaf":
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, on_stop)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2))
+    act(words)

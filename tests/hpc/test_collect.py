@@ -1,0 +1,299 @@
+"""From run folders to table and CSV: right numbers, every run a row, the same bytes, and no file believed that should not be."""
+
+import io
+import json
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from fake_sweep import FakeSweep
+from rich.console import Console
+
+from hpc import collect
+from hpc.gather import gather
+from hpc.stats import runs_frame
+from hpc.tables import Comparison, headline, print_table
+from seresnet.run_folder import RunFolder
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+
+
+def mixed_sweep(root: Path) -> FakeSweep:
+    """Six runs: three finished, of them one elsewhere; one crashed, one running, one never started."""
+    sweep = FakeSweep(root, seeds=3)
+    sweep.finish("baseline", 0)
+    sweep.finish("baseline", 1)
+    sweep.finish("se", 0, device="cuda: NVIDIA H100", tier="T2")
+    sweep.train("se", 1, range(1, 4))
+    sweep.attempt("se", 1, "crashed", "RuntimeError: expected scalar type\nFloat")
+    sweep.train("se", 2, range(1, 3))
+    sweep.attempt("se", 2, "preempted", generation=1)
+    sweep.attempt("se", 2, generation=2)
+    return sweep
+
+
+def collect_text(sweep: FakeSweep) -> Comparison:
+    comparison, _ = collect.collect([sweep.folder.path], with_figures=False)
+    return comparison
+
+
+def outputs(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in ("table.md", "runs.csv")} | {
+        path.name: path.read_bytes() for path in (folder / "figures").glob("*.png")
+    }
+
+
+@pytest.mark.parametrize(("written", "golden"), [("table.md", "collect_table.md"), ("runs.csv", "collect_runs.csv")])
+def test_table_and_csv_are_the_golden_ones(tmp_path: Path, written: str, golden: str) -> None:
+    sweep = mixed_sweep(tmp_path)
+    collect_text(sweep)
+    assert (sweep.folder.path / written).read_text() == (GOLDEN / golden).read_text()
+
+
+def test_numbers_equal_an_independent_pandas_computation_from_raw_files(tmp_path: Path) -> None:
+    sweep = FakeSweep(tmp_path, seeds=5).finish_all()
+    collect_text(sweep)
+    raw = pd.DataFrame([json.loads(path.read_text()) for path in sweep.folder.path.glob("*/result.json")])
+    raw["arm"] = raw["slug"].str.rpartition("-seed")[0]
+    text = (sweep.folder.path / "table.md").read_text()
+    for name, runs in raw.groupby("arm"):
+        line = next(line for line in text.splitlines() if line.startswith(f"| {name} "))
+        for key in ("last_test_top1_pct", "val_chosen_test_top1_pct", "best_on_test_top1_pct"):
+            assert f"{runs[key].mean():.2f} ± {runs[key].std():.2f}" in line, key
+
+
+def test_order_of_creation_changes_no_byte(tmp_path: Path) -> None:
+    forward = FakeSweep(tmp_path / "a").finish_all()
+    backward = FakeSweep(tmp_path / "b")
+    folders = {key: backward.of(*key).path for key in backward.ids}
+    for folder in folders.values():
+        folder.rename(folder.with_suffix(".away"))
+    for folder in reversed(folders.values()):
+        folder.with_suffix(".away").rename(folder)
+    for key in reversed(backward.ids):
+        backward.finish(*key)
+    collect.collect([forward.folder.path])
+    collect.collect([backward.folder.path])
+    first = outputs(forward.folder.path)
+    assert len(first) == 5 and first == outputs(backward.folder.path)
+
+
+def test_every_planned_run_is_a_row_of_the_csv(tmp_path: Path) -> None:
+    sweep = mixed_sweep(tmp_path)
+    shutil.rmtree(sweep.of("baseline", 2).path)
+    collect_text(sweep)
+    frame = pd.read_csv(sweep.folder.path / "runs.csv")
+    assert list(frame["state"]) == ["finished", "finished", "missing", "finished", "failed", "unfinished"]
+    assert frame["reason"][2] == "its folder is gone"
+    assert frame["reason"][4] == "RuntimeError: expected scalar type Float"
+    assert frame["reason"][5] == "attempt 2 has not ended, or nobody could write how"
+
+
+@pytest.mark.parametrize(
+    ("ending", "state"),
+    [
+        ("preempted", "unfinished"),
+        ("timed_out", "unfinished"),
+        ("node_failed", "unfinished"),
+        ("stopped", "unfinished"),
+        ("finished", "unfinished"),  # without a result.json
+        ("user_error", "failed"),
+        ("out_of_memory", "failed"),
+        ("hung", "failed"),
+        ("killed", "failed"),
+        ("diverged", "diverged"),
+        ("cancelled", "cancelled"),
+    ],
+)
+def test_state_of_a_run_without_result_follows_its_newest_ending(tmp_path: Path, ending: str, state: str) -> None:
+    sweep = FakeSweep(tmp_path, seeds=1)
+    sweep.attempt("se", 0, "crashed", generation=1)
+    sweep.attempt("se", 0, ending, generation=2)
+    row = gather([sweep.folder.path]).rows[1]
+    assert (row.state, row.ending) == (state, ending)
+
+
+def test_first_line_says_partial_and_mixed(tmp_path: Path) -> None:
+    first = headline(gather([mixed_sweep(tmp_path).folder.path]))
+    assert first.startswith("PARTIAL: 3 of 6 runs finished (1 failed, 1 unfinished, 1 missing).")
+    assert "MIXED devices: cpu: AMD EPYC 9R14; cuda: NVIDIA H100." in first and "MIXED tiers: T1; T2." in first
+
+
+def test_first_line_of_a_complete_uniform_sweep_is_quiet(tmp_path: Path) -> None:
+    assert headline(gather([FakeSweep(tmp_path).finish_all().folder.path])) == "Complete: 4 of 4 runs finished."
+
+
+def test_mixed_code_is_said_on_the_first_line(tmp_path: Path) -> None:
+    sweep = FakeSweep(tmp_path).finish_all()
+    sweep.finish("se", 1, code_digest="0000111122223333")
+    assert headline(gather([sweep.folder.path])).endswith("MIXED code versions: 00001111; abcd1234.")
+
+
+def test_a_raised_number_of_epochs_makes_a_finished_run_unfinished(tmp_path: Path) -> None:
+    sweep = FakeSweep(tmp_path, seeds=1).finish_all()
+    sweep.finish("se", 0, epochs=5)
+    row = gather([sweep.folder.path]).rows[1]
+    assert (row.state, row.result) == ("unfinished", None)
+    assert row.reason == "has a result of 5 epochs, run.yaml asks for 6"
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def edit(**changes: object) -> Callable[[Path], None]:
+    return lambda path: path.write_text(json.dumps(json.loads(path.read_text()) | changes)) and None
+
+
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        (truncate, "not a result of this version"),
+        (edit(schema=99), "schema is 99, this version reads 1"),
+        (edit(run_id="0" * 12), "belongs to run '000000000000'"),
+        (edit(last_test_top1_pct="91.5"), "wrong type or not finite: last_test_top1_pct"),
+        (edit(last_test_top1_pct=float("nan")), "wrong type or not finite: last_test_top1_pct"),
+        (edit(best_on_test_top1_pct=912.0), "best_on_test_top1_pct is 912.0, not a percentage"),
+        (edit(confusion=[[1, 2]]), "confusion is not 10 x 10"),
+    ],
+)
+def test_a_damaged_result_is_named_and_its_run_not_counted(tmp_path: Path, damage: Callable[[Path], None], why: str) -> None:
+    sweep = FakeSweep(tmp_path).finish_all()
+    damage(sweep.of("se", 1).result)
+    gathered = gather([sweep.folder.path])
+    assert [row.state for row in gathered.rows] == ["finished", "finished", "finished", "unreadable"]
+    assert len(gathered.skipped) == 1, gathered.skipped
+    assert gathered.skipped[0].startswith(f"{sweep.of('se', 1).path.name}/result.json: ") and why in gathered.skipped[0]
+    assert str(tmp_path) not in gathered.skipped[0]
+
+
+def test_a_torn_journal_line_is_named_and_costs_no_other_line(tmp_path: Path) -> None:
+    sweep = FakeSweep(tmp_path).finish_all()
+    truncate(sweep.of("se", 1).journal(1))
+    gathered = gather([sweep.folder.path])
+    assert gathered.skipped == (f"{sweep.of('se', 1).path.name}/metrics/g0001.jsonl: 1 torn or foreign line",)
+    assert [len(row.history) for row in gathered.rows] == [6, 6, 6, 5]
+
+
+def test_a_run_folder_that_nobody_planned_is_named_and_skipped(tmp_path: Path) -> None:
+    sweep = FakeSweep(tmp_path).finish_all()
+    shutil.copytree(sweep.of("se", 1).path, sweep.folder.path / "se-copy-0123456789ab")
+    gathered = gather([sweep.folder.path])
+    assert gathered.skipped == ("se-copy-0123456789ab: a run that is not in plan.json",)
+    assert len(gathered.rows) == 4
+
+
+def test_random_damage_never_crashes_and_never_changes_another_run(tmp_path: Path) -> None:
+    sweep = FakeSweep(tmp_path, seeds=3, epochs=3).finish_all()
+    clean = runs_frame(gather([sweep.folder.path]).rows)
+    keys = list(sweep.ids)
+    for trial in range(40):
+        draw = random.Random(trial)
+        victim = draw.randrange(len(keys))
+        folder = sweep.of(*keys[victim])
+        backup = tmp_path / "backup"
+        shutil.copytree(folder.path, backup)
+        spoil(folder, draw)
+        found = runs_frame(gather([sweep.folder.path]).rows)
+        pd.testing.assert_frame_equal(found.drop(victim), clean.drop(victim), check_dtype=False, obj=f"trial {trial}")
+        shutil.rmtree(folder.path)
+        backup.rename(folder.path)
+
+
+def spoil(folder: RunFolder, draw: random.Random) -> None:
+    """Delete, truncate, overwrite with noise, or replace by a folder: one file of the run."""
+    path = draw.choice(sorted(path for path in folder.path.rglob("*") if path.is_file()))
+    kind, content = draw.randrange(4), path.read_bytes()
+    path.unlink()
+    if kind == 1:
+        path.write_bytes(content[: draw.randrange(len(content) + 1)])
+    elif kind == 2:
+        place = draw.randrange(len(content) + 1)
+        path.write_bytes(content[:place] + draw.randbytes(4) + content[place:])
+    elif kind == 3:
+        path.mkdir()
+
+
+def test_several_sweeps_need_an_output_and_show_arms_with_their_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = [str(FakeSweep(tmp_path, name=name).finish_all().folder.path) for name in ("one", "two")]
+    assert collect.main(paths) == 2
+    assert capsys.readouterr().err == "several sweeps: say where the table goes with --output DIR.\n"
+    assert collect.main([*paths, "--no-figures", "--output", str(tmp_path / "both"), "--baseline", "two/se"]) == 0
+    table = capsys.readouterr().out
+    assert all(f"| {arm} " in table for arm in ("one/baseline", "one/se", "two/baseline", "two/se"))
+    assert "last epoch minus two/se" in table and (tmp_path / "both" / "runs.csv").exists()
+
+
+def test_the_same_sweep_given_twice_counts_once(tmp_path: Path) -> None:
+    sweep = FakeSweep(tmp_path).finish_all()
+    comparison, _ = collect.collect([sweep.folder.path, tmp_path / "." / "demo"], with_figures=False)
+    assert [arm.n for arm in comparison.arms] == [2, 2]
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_terminal_table_fits_and_loses_nothing(tmp_path: Path, width: int) -> None:
+    comparison = collect_text(mixed_sweep(tmp_path))
+    screen = io.StringIO()
+    print_table(comparison, Console(file=screen, width=width, force_terminal=True, color_system=None))
+    lines = screen.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    assert lines[0].startswith("PARTIAL: 3 of 6 runs finished")
+    for arm in comparison.arms:
+        assert arm.last is not None and any(f"{arm.last.mean:.2f}" in line and arm.arm in line for line in lines)
+
+
+def test_piped_output_is_the_markdown_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = mixed_sweep(tmp_path)
+    assert collect.main([str(sweep.folder.path), "--no-figures"]) == 0
+    assert capsys.readouterr().out == (sweep.folder.path / "table.md").read_text()
+
+
+def test_a_folder_that_is_no_sweep_and_an_unknown_arm_end_with_two_and_no_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert collect.main([str(tmp_path)]) == 2
+    assert "plan.json" in capsys.readouterr().err
+    sweep = FakeSweep(tmp_path).finish_all()
+    assert collect.main([str(sweep.folder.path), "--baseline", "sse"]) == 2
+    assert capsys.readouterr().err == "--baseline sse: is no arm here. Arms: baseline, se.\n"
+
+
+def test_nothing_finished_still_makes_a_table(tmp_path: Path) -> None:
+    sweep = FakeSweep(tmp_path)
+    _, written = collect.collect([sweep.folder.path])
+    assert (sweep.folder.path / "table.md").read_text().startswith("PARTIAL: 0 of 4 runs finished (4 missing).")
+    assert [path.name for path in written] == ["table.md", "runs.csv"]
+
+
+def run_python(code: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("missing", ["pandas", "matplotlib"])
+def test_a_missing_extra_gets_one_line(tmp_path: Path, missing: str) -> None:
+    sweep = FakeSweep(tmp_path).finish_all()
+    code = f"""import sys, importlib.abc
+class Missing(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == {missing!r}: raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Missing())
+from hpc import collect
+sys.exit(collect.main(sys.argv[1:]))"""
+    done = run_python(code, str(sweep.folder.path))
+    assert (done.returncode, done.stderr) == (2, f"{missing} is not installed here: pip install 'hpc-seresnet[collect]'\n")
+
+
+def test_collecting_needs_no_torch_scipy_or_wandb(tmp_path: Path) -> None:
+    sweep = FakeSweep(tmp_path, epochs=2).finish_all()
+    code = """import sys
+from hpc import collect
+assert "pandas" not in sys.modules and "matplotlib" not in sys.modules, "--help would wait for them"
+assert collect.main(sys.argv[1:]) == 0
+print([name for name in ("torch", "scipy", "wandb", "submitit") if name in sys.modules], file=sys.stderr)"""
+    done = run_python(code, str(sweep.folder.path))
+    assert done.returncode == 0 and done.stderr.splitlines()[-1] == "[]", done.stderr
