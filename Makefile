@@ -14,7 +14,7 @@ PY := $(VENV)/bin/python
 help:
 	@echo "make setup      the environment: $(VENV), 6 GB, everything pinned by constraints.txt"
 	@echo "make launcher   a small one for login nodes: $(LAUNCHER_VENV), under 100 MB, no torch"
-	@echo "make demo       a whole sweep on this machine: digits, baseline and SE, 2 seeds each, table and figures"
+	@echo "make demo       a whole sweep on this machine: digits, baseline and SE, 2 seeds each; table and figures in runs/demo"
 	@echo "make test       what this machine can test; names what it skipped. RING=full: everything. RING=unit|faults|slurm|gpu: one ring"
 	@echo "make check      format, lint, types"
 	@echo "make clean      caches and build leftovers; distclean removes the environments too. Neither touches runs/ or data/"
@@ -34,7 +34,6 @@ $(LAUNCHER_VENV)/.ready: setup.cfg constraints.txt
 demo: setup
 	@$(PY) -m hpc.launch --sweep configs/demo.yaml --local
 	@$(PY) -m hpc.collect runs/demo
-	@echo "demo: table and figures:"; find runs/demo -maxdepth 2 \( -name 'table.md' -o -name 'runs.csv' -o -name '*.png' \) | sort | sed 's/^/demo:   /'
 
 test: setup
 	@RING="$(RING)" $(PY) tools/run_rings.py

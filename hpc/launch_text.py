@@ -30,7 +30,7 @@ def draft_summary(draft: Draft, room: local.Room) -> PlanSummary:
         sweep=f"{draft.spec.name} ({draft.spec.path})",
         folder=str(draft.sweep.path),
         site=_site_text(draft, room),
-        code=_code_text(draft),
+        code=_code_text(draft) if draft.batches else None,
         data=tuple(data_text(config) for config in distinct_data(list(draft.runs.values()))),
         arms=tuple(arms),
         states=tuple(state.state for state in draft.states),

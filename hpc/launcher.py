@@ -125,6 +125,11 @@ def _check_can_run(job: _Launch, draft: Draft) -> None:
 
 
 def _nothing_to_send(job: _Launch, draft: Draft) -> int:
+    if draft.plan != Plan.read_or_none(job.sweep):
+        # Arms were renamed, dropped or regrouped: the table shall show the sweep as it is asked for now.
+        with _planning(job.sweep):
+            _write_sweep_yaml(job)
+            job.draft().plan.write(job.sweep)
     job.say(launch_text.nothing_left_text(draft), *launch_text.failures(draft.left_failed), *launch_text.next_steps(job.sweep.path))
     if job.request.wait and drafts.is_owned(draft):
         return _wait(job)

@@ -30,7 +30,7 @@ log = logging.getLogger("hpc.mirror")
 
 POLL_S = 2.0
 
-_MOST_RESTARTS = 3
+_MOST_RESTARTS = 2
 
 #: Endings after which the run goes on in a later attempt.
 _GOES_ON = ("preempted", "timed_out", "node_failed", "stopped", "fenced")
@@ -203,17 +203,17 @@ class Mirror:
         self._finish(published, exit_code=1)
 
     def _guard(self, published: Published, action: Callable[[Published], None]) -> None:
-        """Run action; when wandb-core has died under it, once more with a new core; every other failure ends this run's mirroring."""
+        """Run action, and again with a new wandb-core if that may help; what fails then ends this run's mirroring with one line."""
         while True:
             try:
                 return action(published)
             except Exception as error:
-                if published.run is None or isinstance(error, TimeoutError) or published.restarts == _MOST_RESTARTS:
+                if not _may_be_the_core(error) or published.restarts == _MOST_RESTARTS:
                     published.run, published.is_done = None, True
                     return _warn(f"run={published.slug} is no longer mirrored", error)
                 # Slurm's SIGTERM kills wandb-core at once, and `log` raises what is no wandb.Error (seen).
                 published.restarts += 1
-                log.info("run=%s wandb-core is gone (%s), starting another", published.slug, type(error).__name__)
+                log.info("run=%s trying with a new wandb-core: %s", published.slug, type(error).__name__)
                 self._forget_core()
 
     def _forget_core(self) -> None:
@@ -226,6 +226,13 @@ class Mirror:
             wandb.teardown()
         except Exception as error:
             log.debug("teardown: %s", error)
+
+
+def _may_be_the_core(error: Exception) -> bool:
+    """Whether another wandb-core may help: not against a folder or a record that cannot be used, or a missing package."""
+    if isinstance(error, ConnectionError | TimeoutError):
+        return True
+    return not isinstance(error, OSError | ToolkitError | ImportError)
 
 
 def durable_records(folder: RunFolder, is_finished: bool) -> list[EpochRecord]:
@@ -288,7 +295,7 @@ def _settings() -> Any:
         disable_git=True,
         disable_job_creation=True,
         symlink=False,
-        init_timeout=10,
+        init_timeout=30,  # a busy node; the training does not wait for it
         finish_timeout=30,
         finish_timeout_raises=True,
         x_disable_meta=True,  # else SLURM_* with SLURM_JWT and argv are uploaded (seen)

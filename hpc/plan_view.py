@@ -45,7 +45,7 @@ class PlanSummary:
     sweep: str
     folder: str
     site: str  # its name and what it means here, in one line
-    code: str
+    code: str | None  # None where nothing is sent
     data: tuple[str, ...]
     arms: tuple[ArmRow, ...]
     states: tuple[State, ...]  # one a run
@@ -71,7 +71,8 @@ def plain_table(console: Console) -> Table:
 def print_plan(console: Console, plan: PlanSummary) -> None:
     """Print the whole plan."""
     for name, text in (("sweep", plan.sweep), ("folder", plan.folder), ("site", plan.site), ("code", plan.code)):
-        console.print(Text.assemble((f"{name:<7}", "bold"), text))
+        if text:
+            console.print(Text.assemble((f"{name:<7}", "bold"), text))
     for line in plan.data:
         console.print(Text.assemble((f"{'data':<7}", "bold"), line))
     console.print()

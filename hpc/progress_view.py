@@ -95,13 +95,19 @@ class LineLog:
     def update(self, rows: Sequence[RunProgress]) -> None:
         """Print a line for each run whose state changed, or whose epoch did and whose last line is old enough."""
         now = time.monotonic()
+        is_first = not self._told
         for row in rows:
-            key, fact = row.run.run_id, (row.run.state, row.epoch)
-            state, epoch = self._told.get(key, ("waiting", 0))
-            is_due = epoch != row.epoch and now - self._when.get(key, -_LINE_EVERY_S) >= _LINE_EVERY_S
-            if (state != row.run.state and row.run.state != "queued") or is_due:
+            fact = (row.run.state, row.epoch)
+            # What was over or is not yet begun at the first look is no news: the plan has just said it.
+            is_news = not is_first or row.run.state in ("running", "failed")
+            state, epoch = self._told.get(row.run.run_id, ("", 0))
+            is_due = epoch != row.epoch and now - self._when.get(row.run.run_id, -_LINE_EVERY_S) >= _LINE_EVERY_S
+            if state == row.run.state and not is_due:
+                continue
+            if is_news and row.run.state not in ("queued", "waiting"):
                 self._console.print(Text(f"{time.strftime('%H:%M:%S')} {row.line()}"))
-                self._told[key], self._when[key] = fact, now
+                self._when[row.run.run_id] = now
+            self._told[row.run.run_id] = fact
 
 
 @contextlib.contextmanager

@@ -70,6 +70,7 @@ def run_state(
     state = decide(
         has_result=_has_result(folder, epochs),
         attempts=claim.generation if claim else 0,
+        has_short_result=folder.result.exists(),
         ending=end.ending if end else None,
         is_beating=claim is not None and end is None and _is_beating(folder, claim, here),
         listed=_listed(task, queue),
@@ -91,12 +92,16 @@ def run_state(
 def decide(
     *,
     has_result: bool,
+    has_short_result: bool = False,
     attempts: int,
     ending: str | None,
     is_beating: bool,
     listed: Literal["pending", "running"] | None,
 ) -> State:
-    """One word for the facts of a run. Files count before the queue: they say what happened, the queue only what is planned."""
+    """One word for the facts of a run. A short result is one with fewer epochs than are asked for.
+
+    Files count before the queue: they say what happened, the queue only what is planned.
+    """
     if has_result:
         return "finished"
     if is_beating:
@@ -108,9 +113,10 @@ def decide(
         return "queued" if listed == "pending" else "waiting"
     if ending in _CANCELLED:
         return "cancelled"
-    if ending == "finished":
+    if has_short_result:
         return "extend"
-    if ending is not None and ending not in _INTERRUPTED:
+    # Finished without a result: somebody moved it away to have it made again.
+    if ending is not None and ending not in (*_INTERRUPTED, "finished"):
         return "failed"
     if ending is not None:
         return "stopped"

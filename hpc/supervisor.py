@@ -253,7 +253,7 @@ def _attempt(task: Task, folder: RunFolder, claim: claims.Claim, ranks: int, mir
     _note(folder, f"attempt={claim.generation} task={task.name} job={task.job.job_id} host={socket.gethostname()} ranks={ranks}")
     # Ranks before the heart's thread: a child is set up between fork and exec, which wants a process of one thread.
     group = RankGroup(command, ranks, env=env, cwd=task.code_dir, log=folder.log)
-    heart = claims.Heart(folder, claim.generation, fenced.set)
+    heart = claims.Heart(folder, claim.generation, fenced.set).start()
     try:
         ended = describe(folder, claim.generation, group.watch(should_stop))
     finally:

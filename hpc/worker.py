@@ -4,6 +4,7 @@ Imports nothing heavy, so that a pickle made on a login node loads on the job si
 """
 
 import os
+import signal
 from pathlib import Path
 
 
@@ -18,6 +19,7 @@ class Worker:
         from seresnet.signals import StopFlag
 
         stop = StopFlag()
+        signal.signal(signal.SIGCONT, signal.SIG_DFL)  # submitit's handler would log it
         stop.install()  # before anything else: until now a stop request was lost, and is found by looking at the job
         from hpc import supervisor
         from hpc.paths import SweepFolder

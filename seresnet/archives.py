@@ -187,7 +187,7 @@ def _check_end(stream: _Bounded) -> None:
     if len(stream.last) < tarfile.BLOCKSIZE or stream.last.strip(b"\0"):
         raise tarfile.ReadError("unexpected end of data")
     rest = 0
-    while piece := stream.read(1 << 20):
+    while piece := stream.read(1 << 16):
         rest += len(piece)
         if rest > MAX_FILE_BYTES:
             raise tarfile.ReadError("more data after the archive's end than an archive has")

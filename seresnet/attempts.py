@@ -112,8 +112,7 @@ def write_end(folder: RunFolder, generation: int, ending: str, files: Files = DI
 
 def write_inferred_end(folder: RunFolder, generation: int, ending: str, files: Files = DISK, **facts: Any) -> None:
     """Record what a later claimant can tell, unless there is a record already. Raises OSError."""
-    if read_end(folder, generation, files) is None:
-        _publish(folder.end(generation), json_bytes(_end_record(generation, ending, {**facts, "inferred": True})), files)
+    _publish(folder.end(generation), json_bytes(_end_record(generation, ending, {**facts, "inferred": True})), files)
 
 
 def read_end(folder: RunFolder, generation: int, files: Files = DISK) -> End | None:

@@ -83,10 +83,14 @@ def acquire(
     newest trusted checkpoint. Writes the ends that earlier owners did not get to write. Raises CheckpointError (nothing is claimed)
     when there are checkpoints and none can be trusted, and OSError.
     """
+    # The number is fixed by what was seen before the proof: whoever claims meanwhile takes it, and we lose. Looked up later, it
+    # would be one above a new owner whom nothing proves gone (seen: two owners in 1 of 20 races on a loaded machine).
+    in_use = _highest_number(folder, files)
     last = newest_claim(folder, files)
+    generation = 1 + max(in_use, last.generation if last else 0)
     proof = None if last is None else _proof_of_end(folder, last, owner, scheduler, observe_s, poll_s, files)
     choose = base or _newest_trusted
-    claim = Claim(generation=_next_generation(folder, files), owner=owner, base=choose(folder))
+    claim = Claim(generation=generation, owner=owner, base=choose(folder))
     if not attempts.publish_claim(folder, claim, files):
         raise _owned_elsewhere(folder, attempts.newest_claim(folder, files) or claim, "it was faster by a moment")
     log.info("run_claimed generation=%d base=%s proof=%s", claim.generation, claim.base, proof and proof[1])
@@ -304,11 +308,11 @@ def _infer_ends(folder: RunFolder, claim: Claim, last: Claim | None, proof: Proo
         attempts.write_inferred_end(folder, earlier.generation, ending, files, proof=seen, by_generation=claim.generation, **facts)
 
 
-def _next_generation(folder: RunFolder, files: Files) -> int:
-    """Above every number in use, also where somebody has moved attempts/ away: an old file must never look newer than ours."""
+def _highest_number(folder: RunFolder, files: Files) -> int:
+    """Of files other than claims: where somebody has moved attempts/ away, an old file must never look newer than a new one."""
     places = ((folder.checkpoints, r"g(\d+)-s"), (folder.set_aside, r"g(\d+)-s"), (folder.metrics, r"g(\d+)\.jsonl"))
     found = (re.match(pattern, name) for place, pattern in places for name in files.names(place))
-    return 1 + max((newest_generation(folder, files), *(int(match[1]) for match in found if match)))
+    return max((int(match[1]) for match in found if match), default=0)
 
 
 def _boot_id() -> str | None:

@@ -5,6 +5,7 @@ invariant: state() at a step boundary holds everything that the next step reads.
 """
 
 import contextlib
+import inspect
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -213,7 +214,7 @@ class Engine:
 
     def _wrap(self) -> DistributedDataParallel:
         ids = [self.world.device.index] if self.world.device.type == "cuda" else None
-        parallel = DistributedDataParallel(self.model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+        parallel = DistributedDataParallel(self.model, device_ids=ids, gradient_as_bucket_view=True, **_without_buffer_sync())
         # Our losses are divided by the global batch already: gradients are summed, not averaged.
         parallel.register_comm_hook(None, _sum_gradients)
         self._settle_buckets(parallel)
@@ -275,6 +276,12 @@ def _sum_gradients(state: object, bucket: dist.GradBucket) -> torch.futures.Futu
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     future: torch.futures.Future[Tensor] = work.get_future().then(lambda done: done.value()[0])
     return future
+
+
+def _without_buffer_sync() -> dict[str, Any]:
+    """The argument that keeps DDP from broadcasting buffers at each forward; torch 2.14 gave it another name."""
+    names = inspect.signature(DistributedDataParallel.__init__).parameters
+    return {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}
 
 
 def _accumulation(config: RunConfig, world_size: int) -> int:

@@ -8,7 +8,8 @@ bytes. One invariant: no class or function from outside this file is reachable f
 import io
 import math
 import pickle
-from typing import Any
+import pickletools
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,12 +26,20 @@ def load_plain(payload: bytes, place: str) -> dict[Any, Any]:
     Raises DataError for anything but a dict of plain containers and integer arrays.
     """
     try:
+        _check_memo(payload)
         value = _Unpickler(io.BytesIO(payload), encoding="bytes").load()
         if type(value) is not dict:
             raise pickle.UnpicklingError(f"holds a {type(value).__name__}, not a dict")
         return {key: item.array() if isinstance(item, _Array) else item for key, item in value.items()}
     except Exception as error:  # a hostile pickle can raise anything at all from inside load
         raise DataError(f"{place}: not a pickle of {_NAMES_ALLOWED}: {error}. Nothing in it was run. Get the file again.") from error
+
+
+def _check_memo(payload: bytes) -> None:
+    """The unpickler's memo is an array as long as its highest index: one opcode of five bytes can ask for 64 GB."""
+    for opcode, argument, _ in pickletools.genops(payload):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= cast(int, argument) < len(payload):
+            raise pickle.UnpicklingError(f"a memo index of {argument}")
 
 
 class _Array:

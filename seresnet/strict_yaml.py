@@ -22,6 +22,7 @@ _WORDS = {"": None, "~": None, "null": None, "Null": None, "NULL": None}
 _WORDS_BOOL = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 # A W&B key: 40 hex digits alone or in a URL or assignment (in a path they may be a digest), or the newer wandb_v1_ form.
 _SECRET = re.compile(r"(^|[\s=:@])[0-9a-fA-F]{40}($|[\s@&,])|wandb_v[0-9]+_[0-9A-Za-z_]{16,}")
+_SECRET_ADVICE = "Take it out, have it revoked, and set WANDB_API_KEY in the environment"
 _HIDDEN = "(hidden)"
 _SHOWN_CHARACTERS = 60
 
@@ -102,6 +103,7 @@ def read_yaml(path: Path, faults: Faults) -> tuple[Located, str]:
         line = payload[: error.start].count(b"\n") + 1
         faults.add(Place(source, line), "", f"byte 0x{payload[error.start]:02x} is not UTF-8 text. Save the file as UTF-8.")
         return nothing, ""
+    _refuse_secret_comments(text, source, faults)
     return parse_yaml(text, source, faults), text
 
 
@@ -150,6 +152,14 @@ def hide_secrets(text: str) -> str:
     return _HIDDEN if _SECRET.search(text) else text
 
 
+def _refuse_secret_comments(text: str, source: str, faults: Faults) -> None:
+    # Files are copied with their comments. Only lines that speak of a key: 40 hex digits may as well be a commit.
+    for number, line in enumerate(text.splitlines(), start=1):
+        comment = line.partition("#")[2]
+        if re.search(r"wandb|w&b|key", comment, re.IGNORECASE) and _SECRET.search(comment):
+            faults.add(Place(source, number), "", f"the comment holds what looks like a W&B key, and files are copied. {_SECRET_ADVICE}.")
+
+
 class _Composer(yaml.SafeLoader):
     """Composes nodes only. Aliases and explicit tags become marked nodes, so that they can be refused by line."""
 
@@ -190,8 +200,7 @@ class _Reader:
 
     def _scalar(self, node: Any, label: str, place: Place) -> Located:
         if _SECRET.search(node.value):
-            advice = "Take it out, have it revoked, and set WANDB_API_KEY in the environment"
-            return self._refuse(place, label, f"the value looks like a W&B key, and files are copied into sweeps. {advice}.")
+            return self._refuse(place, label, f"the value looks like a W&B key, and files are copied into sweeps. {_SECRET_ADVICE}.")
         value = resolve_plain(node.value) if node.style is None else node.value
         return Located(value=value, place=place, text=node.value)
 

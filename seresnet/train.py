@@ -114,7 +114,7 @@ class _Process:
         else:
             claim = claims.acquire(self.folder, claims.this_process())
         self.generation = claim.generation
-        claims.Heart(self.folder, claim.generation, lambda: self.leave(Exit.FENCED, "a newer attempt owns this run", part=False))
+        claims.Heart(self.folder, claim.generation, lambda: self.leave(Exit.FENCED, "a newer attempt owns this run", part=False)).start()
         return record, claim
 
     def _introduce(self, device: str) -> None:

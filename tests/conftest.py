@@ -1,37 +1,25 @@
 """Which tests run here. A test says by its marker what it needs; this file says in one line why it was left out.
 
 Without RING, what this machine can do within minutes; with RING set (full, or one ring's name), slow tests too.
-tools/run_rings.py counts: under RING=full a skip is a failure, except that of a gpu test where there is no GPU.
+The cluster of tests/slurm says itself why it cannot start. tools/run_rings.py counts: under RING=full a skip is a failure, except
+that of a gpu test where there is no GPU.
 """
 
 import os
-import shutil
 
 import pytest
-
-SLURM_PROGRAMS = ("slurmctld", "slurmd", "slurmdbd", "munged", "sbatch", "mariadbd")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what cannot run, with the reason, and mark gpu tests in the record that run_rings reads."""
     lacking = {"slow": None if os.environ.get("RING") else "slow: RING=full make test runs it"}
-    for marker, why in (("slurm", why_no_slurm), ("gpu", why_no_gpu)):
-        lacking[marker] = why() if any(item.get_closest_marker(marker) for item in items) else None
+    lacking["gpu"] = why_no_gpu() if any(item.get_closest_marker("gpu") for item in items) else None
     for item in items:
         if item.get_closest_marker("gpu"):
             item.user_properties.append(("needs", "gpu"))
         reasons = [reason for marker, reason in lacking.items() if reason and item.get_closest_marker(marker)]
         if reasons:
             item.add_marker(pytest.mark.skip(reason=reasons[-1]))
-
-
-def why_no_slurm() -> str | None:
-    """The private cluster needs Debian's daemons, and root to start jobs as other users; they live outside a plain user's PATH."""
-    path = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
-    missing = [program for program in SLURM_PROGRAMS if not shutil.which(program, path=path)]
-    if missing:
-        return f"slurm: no {', '.join(missing)} here; .ci/run installs Debian's packages"
-    return None if os.geteuid() == 0 else "slurm: the private cluster needs root"
 
 
 def why_no_gpu() -> str | None:

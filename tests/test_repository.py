@@ -1,4 +1,4 @@
-"""What holds for the repository as a whole: who imports whom, sizes, pins, links, set-up, and how tests are counted."""
+"""What holds for the repository as a whole: sizes, pins, links, set-up, README, and how tests are counted."""
 
 import ast
 import configparser
@@ -19,19 +19,6 @@ from hpc.sweep_file import read_sweep
 ROOT = Path(__file__).resolve().parent.parent
 CODE = [path for folder in ("seresnet", "hpc", "tools") for path in sorted((ROOT / folder).glob("*.py"))]
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
-TORCH_FREE = (
-    "config",
-    "config_file",
-    "run_folder",
-    "journal",
-    "claims",
-    "checkpoint_files",
-    "signals",
-    "exits",
-    "prepare",
-    "durable",
-    "errors",
-)
 FACTS = {
     "version": (3, 11),
     "python": "/p",
@@ -45,49 +32,6 @@ FACTS = {
 
 preflight = runpy.run_path(str(ROOT / "tools/preflight.py"))
 rings = runpy.run_path(str(ROOT / "tools/run_rings.py"))
-
-
-def python(code: str, *arguments: str) -> str:
-    """Run code in a fresh interpreter from the repository's root; its standard output."""
-    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def imported_names(path: Path) -> set[str]:
-    """First part of every module that a file imports, anywhere in it."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {name.name.partition(".")[0] for name in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module.partition(".")[0])
-    return found
-
-
-# --- rooms
-
-
-def test_importing_every_module_of_hpc_loads_no_torch_and_no_wandb() -> None:
-    names = [f"hpc.{path.stem}" for path in (ROOT / "hpc").glob("*.py") if not path.stem.startswith("__")]
-    code = "import importlib, sys\nlist(map(importlib.import_module, sys.argv[1:]))\nprint(sorted({'torch', 'wandb'} & set(sys.modules)))"
-    assert python(code, *names).strip() == "[]"
-
-
-@pytest.mark.parametrize("name", TORCH_FREE)
-def test_the_torch_free_half_of_seresnet_loads_no_torch(name: str) -> None:
-    assert python(f"import sys, seresnet.{name}; print('torch' in sys.modules)").strip() == "False"
-
-
-def test_seresnet_imports_no_hpc_submitit_or_wandb() -> None:
-    found = {path.name: sorted(imported_names(path) & {"hpc", "submitit", "wandb"}) for path in (ROOT / "seresnet").glob("*.py")}
-    assert not {name: names for name, names in found.items() if names}
-
-
-def test_only_the_mirror_imports_wandb_and_hpc_imports_no_torch() -> None:
-    found = {path.name: imported_names(path) & {"torch", "torchvision", "wandb"} for path in (ROOT / "hpc").glob("*.py")}
-    assert {name: names for name, names in found.items() if names and name != "mirror.py"} == {}
-    assert found.get("mirror.py", set()) <= {"wandb"}
 
 
 def test_ruff_refuses_an_import_across_the_rooms(tmp_path: Path) -> None:
@@ -189,7 +133,7 @@ def test_the_launcher_fits_a_login_node_and_its_help_comes_in_time(tmp_path: Pat
     paths = list(venv.rglob("*"))
     megabytes = sum(path.lstat().st_blocks for path in paths) * 512 / 1e6
     assert (megabytes <= 100, len(paths) <= 6000) == (True, True), f"{megabytes:.0f} MB, {len(paths)} inodes"
-    for module in ("hpc.launch", "seresnet.prepare"):
+    for module in ("hpc.launch", "hpc.status", "seresnet.prepare"):
         assert quickest_help(venv / "bin/python", module) < 0.3
     assert len(list(venv.rglob("*"))) <= 6000
 
@@ -273,14 +217,30 @@ def test_every_folder_of_tests_is_in_a_ring() -> None:
 # --- README
 
 
-def test_the_sweep_in_readme_is_the_demo_and_its_plan_has_the_same_counts(tmp_path: Path) -> None:
-    text = (ROOT / "README.md").read_text()
-    block = re.search(r"```yaml\n(.*?)```", text, re.DOTALL)
-    assert block
-    (tmp_path / "demo.yaml").write_text(block[1])
-    shown, demo = (read_sweep(path) for path in (tmp_path / "demo.yaml", ROOT / "configs/demo.yaml"))
-    assert [run.run_id for run in expand(shown)] == [run.run_id for run in expand(demo)]
-    assert f"{len(expand(demo))} runs in {len(demo.arms)} arms" in text
+def readme_block(language: str) -> str:
+    """The first fenced block of README in this language."""
+    block = re.search(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert block, f"README has no {language} block"
+    return block[1]
+
+
+def test_the_sweep_in_readme_is_the_demo(tmp_path: Path) -> None:
+    (tmp_path / "demo.yaml").write_text(readme_block("yaml"))
+    shown, demo = (expand(read_sweep(path)) for path in (tmp_path / "demo.yaml", ROOT / "configs/demo.yaml"))
+    assert [(run.run_id, run.arms, run.slug) for run in shown] == [(run.run_id, run.arms, run.slug) for run in demo]
+
+
+def test_the_plan_in_readme_is_what_launch_prints(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "hpc.launch", "--sweep", "configs/demo.yaml", "--local", "--dry-run", "--runs-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    printed = [line.rstrip() for line in done.stdout.splitlines()]
+    assert [line for line in readme_block("text").splitlines() if line.rstrip() not in printed] == [], done.stdout + done.stderr
+
+
+def test_the_picture_of_a_table_loads_nothing_from_outside(tmp_path: Path) -> None:
+    text = (ROOT / "docs/images/table.svg").read_text()
+    assert re.findall(r"(?:href|src|url)\s*[=(]\s*[\"']?(?!#)[^\s)]+", text) == []
+    assert "baseline" in text and "finished" in text
 
 
 def test_every_decision_is_listed_in_the_map_of_docs() -> None:

@@ -19,7 +19,7 @@ import yaml
 from seresnet.run_folder import RunFolder, TrainResult
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["seresnet.recipe", "seresnet.claims", "sklearn.datasets"])
+_SERVER.set_forkserver_preload(["seresnet.recipe", "seresnet.claims", "torch._dynamo", "sklearn.datasets"])
 
 
 def tiny_config(folder: Path, data_dir: Path, ranks: int, **train: Any) -> Path:

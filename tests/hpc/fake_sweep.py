@@ -2,11 +2,12 @@
 
 import hashlib
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from hpc.paths import Plan, PlannedFolder, SweepFolder, WandbSettings
 from seresnet import journal
+from seresnet.attempts import Owner
 from seresnet.config import DataConfig, ModelConfig, RunConfig, TrainConfig, run_id, slug, to_dict
 from seresnet.journal import EpochRecord
 from seresnet.run_folder import CheckpointName, RunFolder, RunRecord, TrainResult
@@ -68,7 +69,9 @@ class FakeSweep:
     def attempt(self, arm: str, seed: int, ending: str | None = None, reason: str = "", generation: int = 1) -> None:
         """An attempt that ended so, or that has not ended."""
         folder = self.of(arm, seed)
-        folder.claim(generation).write_text(json.dumps({"commit": COMMIT}))
+        owner = Owner(host="node1", pid=1, facts={"commit": COMMIT, "code_digest": "abcd1234abcd1234"})
+        claim = {"schema": 1, "generation": generation, "base": None, "owner": asdict(owner)}
+        folder.claim(generation).write_text(json.dumps(claim))
         if ending:
             folder.end(generation).write_text(json.dumps({"ending": ending, "reason": reason}))
 

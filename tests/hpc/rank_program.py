@@ -1,4 +1,5 @@
-"""A rank that trains nothing but keeps to the contract of exits.py: what it does in each attempt stands in the run's acts.txt.
+"""A rank that trains nothing but keeps to the contract of exits.py: what it does in each attempt stands in the run's acts.txt, or
+in the environment's RANK_ACTS, a line or a semicolon each.
 
 `finish`, `exit N`, `kill` (itself, -9), `save` (a checkpoint with a higher step, then the next word), `serve` (until SIGTERM, then
 save and exit 75), `deaf` (ignores SIGTERM), `rank1:ACT` (that act for rank 1, and serve for the others). Past the last line: finish.
@@ -15,7 +16,7 @@ from seresnet import checkpoint_files
 from seresnet.durable import write_durably, write_json_durably
 from seresnet.run_folder import CheckpointName, RunFolder, RunRecord, TrainResult
 
-FOLDER = RunFolder(path=Path(sys.argv[1]))
+FOLDER = RunFolder(path=Path(sys.argv[-1]))
 GENERATION, RANK = int(os.environ["SERESNET_GENERATION"]), int(os.environ["RANK"])
 told_to_stop = False
 
@@ -49,7 +50,7 @@ def save() -> None:
 
 
 def serve() -> None:
-    (FOLDER.path / f"serving-{RANK}").write_text(str(os.getpid()))
+    (FOLDER.path / f"serving-{GENERATION}-{RANK}").write_text(str(os.getpid()))
     while not told_to_stop:
         time.sleep(0.02)
     save()
@@ -72,7 +73,7 @@ def act(words: list[str]) -> None:
     elif words[0] == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     elif words[0] == "deaf":
-        (FOLDER.path / f"serving-{RANK}").write_text(str(os.getpid()))
+        (FOLDER.path / f"serving-{GENERATION}-{RANK}").write_text(str(os.getpid()))
         time.sleep(600)
     else:
         {"finish": finish, "serve": serve}[words[0]]()
@@ -82,8 +83,9 @@ if __name__ == "__main__":
     (FOLDER.path / f"environment-{RANK}").write_text("\n".join(f"{name}={value}" for name, value in os.environ.items()))
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     (FOLDER.path / f"blocked-{RANK}").write_text(" ".join(sorted(signal.Signals(number).name for number in blocked)))
-    lines = (FOLDER.path / "acts.txt").read_text().splitlines() if (FOLDER.path / "acts.txt").exists() else []
-    words = lines[GENERATION - 1].split() if GENERATION <= len(lines) else ["finish"]
+    acts = FOLDER.path / "acts.txt"
+    lines = (acts.read_text() if acts.exists() else os.environ.get("RANK_ACTS", "")).replace(";", "\n").splitlines()
+    words = lines[GENERATION - 1].split() if len(lines) >= GENERATION else ["finish"]
     if words[0] != "deaf":
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, on_stop)

@@ -82,15 +82,8 @@ def test_no_two_of_twenty_arms_look_alike(tmp_path: Path) -> None:
         sweep.train(arm, 0, range(1, 3))
     figure = figures.loss_figure(gathered_of(sweep))
     assert figure is not None
-    assert (
-        len(
-            {
-                (line.get_color(), str(line.get_dashes() if hasattr(line, "get_dashes") else line._dash_pattern))
-                for line in figure.axes[0].lines
-            }
-        )
-        == 20
-    )
+    looks = {(str(line.get_color()), str(line._dash_pattern)) for line in figure.axes[0].lines}  # type: ignore[attr-defined]
+    assert len(looks) == 20, looks
 
 
 def test_pictures_are_written_whole_and_equal_each_time(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def test_restarts_equal_to_ours_are_no_requeue_by_slurm() -> None:
 
 
 def _attempts(words: str) -> list[Attempt]:
-    """"crashed+ killed" -> a crash that made progress, then a kill that did not."""
+    """ "crashed+ killed" -> a crash that made progress, then a kill that did not."""
     return [Attempt(ending=word.rstrip("+"), made_progress=word.endswith("+")) for word in words.split()]
 
 

@@ -49,8 +49,8 @@ def test_an_array_task_is_never_named_by_its_raw_id() -> None:
     assert slurm.own_job_id({"SLURM_JOB_ID": "9"}) == "9" and slurm.own_job_id({}) is None
 
 
-def _script(tmp_path: Path, site: Site, shape: TaskShape = TaskShape(ranks=2, gpus=2), tasks: int = 3) -> list[str]:
-    return slurm.script(tmp_path / "logs", tmp_path / "code", site, shape, "demo-0001", tasks).splitlines()
+def _script(tmp_path: Path, site: Site, ranks: int = 2, gpus: int = 2, tasks: int = 3) -> list[str]:
+    return slurm.script(tmp_path / "logs", tmp_path / "code", site, TaskShape(ranks=ranks, gpus=gpus), "demo-0001", tasks).splitlines()
 
 
 def test_script_asks_for_what_the_site_and_the_shape_say(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_script_asks_for_what_the_site_and_the_shape_say(tmp_path: Path) -> None
 
 
 def test_script_of_a_cpu_run_asks_for_no_gpu(tmp_path: Path) -> None:
-    assert not [line for line in _script(tmp_path, Site(name="s"), TaskShape(ranks=1, gpus=0)) if "gpu" in line or "gres" in line]
+    assert not [line for line in _script(tmp_path, Site(name="s"), ranks=1, gpus=0) if "gpu" in line or "gres" in line]
 
 
 def test_a_single_task_is_an_array_too(tmp_path: Path) -> None:
@@ -88,14 +88,15 @@ def _fake_sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> 
 
 
 def _submit(tmp_path: Path) -> str:
+    tasks = ["0001/0", "0001/1"]
     return slurm.submit_array(
-        Worker("/sweep"), ["0001/0", "0001/1"], folder=tmp_path / "logs", code_dir=tmp_path, site=Site(name="s"), shape=TaskShape(), job_name="j"
+        Worker("/sweep"), tasks, folder=tmp_path / "logs", code_dir=tmp_path, site=Site(name="s"), shape=TaskShape(), job_name="j"
     )  # fmt: skip
 
 
 def test_refusal_shows_what_slurm_said_and_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _fake_sbatch(tmp_path, monkeypatch, "echo 'Invalid account' >&2; exit 1")
-    with pytest.raises(SubmissionError, match="exit 1.*Invalid account"):
+    with pytest.raises(SubmissionError, match=r"exit 1.*Invalid account"):
         _submit(tmp_path)
     assert list((tmp_path / "logs").iterdir()) == []
 
@@ -103,7 +104,11 @@ def test_refusal_shows_what_slurm_said_and_leaves_no_files(tmp_path: Path, monke
 def test_pickles_are_where_submitit_looks_and_hold_one_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _fake_sbatch(tmp_path, monkeypatch, "echo '123;cluster'")
     assert _submit(tmp_path) == "123"
-    assert sorted(path.name for path in (tmp_path / "logs").iterdir()) == ["123_0_submitted.pkl", "123_1_submitted.pkl", "123_submission.sh"]
+    assert sorted(path.name for path in (tmp_path / "logs").iterdir()) == [
+        "123_0_submitted.pkl",
+        "123_1_submitted.pkl",
+        "123_submission.sh",
+    ]
     assert str(tmp_path).encode() not in (tmp_path / "logs" / "123_1_submitted.pkl").read_bytes()
 
 

@@ -45,7 +45,7 @@ def _sweep(tmp_path: Path, *acts: str, ranks: int = 1, epochs: int = 1) -> Sweep
     for name, act in zip(names, acts, strict=True):
         folder = RunFolder(path=sweep.path / name)
         folder.create()
-        (folder.path / "acts.txt").write_text("\n".join(word.strip() for word in act.split(";")))
+        (folder.path / "acts.txt").write_text(act)
         RunRecord(run_id=name, slug=name, config=config).write(folder)
     return sweep
 
@@ -60,7 +60,7 @@ def _endings(sweep: SweepFolder, run: str = "run0") -> list[str]:
     return [end.ending if end else "none" for end in ends]
 
 
-def _when(path: Path, act: Callable[[], None]) -> None:
+def _when(path: Path, act: Callable[[], object]) -> None:
     """Call act in a thread once the file is there."""
 
     def wait() -> None:
@@ -140,7 +140,7 @@ def test_a_dead_rank_takes_its_run_down_within_seconds(tmp_path: Path) -> None:
 def test_a_stop_is_forwarded_and_leaves_the_rest_alone(tmp_path: Path) -> None:
     sweep, stop = _sweep(tmp_path, "serve; finish", "finish"), StopFlag()
     stop.install()
-    _when(sweep.path / "run0/serving-0", lambda: os.kill(os.getpid(), signal.SIGTERM))
+    _when(sweep.path / "run0/serving-1-0", lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert (_run(sweep, stop), _endings(sweep), _endings(sweep, "run1")) == (75, ["stopped"], [])
     assert (_run(sweep), _endings(sweep)) == (0, ["stopped", "finished"])
 
@@ -148,18 +148,18 @@ def test_a_stop_is_forwarded_and_leaves_the_rest_alone(tmp_path: Path) -> None:
 def test_many_stop_signals_count_as_one(tmp_path: Path) -> None:
     sweep, stop = _sweep(tmp_path, "serve"), StopFlag()
     stop.install()
-    _when(sweep.path / "run0/serving-0", lambda: [os.kill(os.getpid(), number) for number in (*STOP_SIGNALS, *STOP_SIGNALS)])
+    _when(sweep.path / "run0/serving-1-0", lambda: [os.kill(os.getpid(), number) for number in (*STOP_SIGNALS, *STOP_SIGNALS)])
     assert (_run(sweep, stop), _endings(sweep)) == (75, ["stopped"])
 
 
 def test_a_rank_that_does_not_stop_is_killed_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranks, "STOP_LIMIT_S", 0.5)
     sweep, stop = _sweep(tmp_path, "deaf"), StopFlag()
-    _when(sweep.path / "run0/serving-0", lambda: setattr(stop, "signal_name", "SIGTERM"))
+    _when(sweep.path / "run0/serving-1-0", lambda: setattr(stop, "signal_name", "SIGTERM"))
     before = time.monotonic()
     assert (_run(sweep, stop), _endings(sweep)) == (75, ["stopped"])
     assert time.monotonic() - before < 5
-    _assert_gone(int((sweep.path / "run0/serving-0").read_text()))
+    _assert_gone(int((sweep.path / "run0/serving-1-0").read_text()))
 
 
 def test_a_stop_before_the_start_starts_nothing(tmp_path: Path) -> None:
@@ -190,8 +190,8 @@ def test_ranks_get_their_place_and_start_with_stop_signals_blocked(tmp_path: Pat
 def test_a_run_with_a_live_owner_is_skipped_and_fails_the_task(tmp_path: Path) -> None:
     sweep = _sweep(tmp_path, "finish", "finish")
     folder = RunFolder(path=sweep.path / "run0")
-    claim = claims.acquire(folder, claims.this_process())  # this process lives
-    heart = claims.Heart(folder, claim.generation, lambda: None, interval_s=0.1)
+    claim = claims.acquire(folder, claims.Owner(host="elsewhere", pid=1))
+    heart = claims.Heart(folder, claim.generation, lambda: None, interval_s=0.1).start()
     try:
         assert (_run(sweep), _endings(sweep, "run1")) == (77, ["finished"])
     finally:
@@ -205,7 +205,7 @@ def test_a_newer_owner_ends_this_one(tmp_path: Path, monkeypatch: pytest.MonkeyP
     heart = claims.Heart
     monkeypatch.setattr(claims, "Heart", lambda folder, generation, fenced: heart(folder, generation, fenced, interval_s=0.1))
     newer = claims.this_process(task_try=99)
-    _when(folder.path / "serving-0", lambda: claims.acquire(folder, newer) and None)
+    _when(folder.path / "serving-1-0", lambda: str(claims.acquire(folder, newer)))
     assert _run(sweep) == 77
 
 
@@ -234,12 +234,12 @@ def test_ranks_die_with_a_supervisor_that_is_killed(tmp_path: Path) -> None:
     )
     parent = subprocess.Popen([sys.executable, "-c", code, str(sweep.path), *PROGRAM])
     try:
-        _wait(lambda: all((sweep.path / f"run0/serving-{rank}").exists() for rank in (0, 1)))
+        _wait(lambda: all((sweep.path / f"run0/serving-1-{rank}").exists() for rank in (0, 1)))
     finally:
         parent.kill()
         parent.wait()
     for rank in (0, 1):
-        _assert_gone(int((sweep.path / f"run0/serving-{rank}").read_text()))
+        _assert_gone(int((sweep.path / f"run0/serving-1-{rank}").read_text()))
 
 
 @pytest.mark.parametrize("program", ["import sys; sys.exit(3)", "import time; time.sleep(600)"])

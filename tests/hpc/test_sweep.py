@@ -1,5 +1,6 @@
 """Sweeps: what a YAML expands to, and every message of a faulty one, compared whole."""
 
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -182,6 +183,42 @@ def test_two_experiments_under_one_id_are_refused(read: Read, monkeypatch: pytes
         ConfigError, match=r"sweep.yaml:1: arms.b: this arm and 'a' have one run id 0{12} for two experiments: optim.lr 0.1 and 0.2"
     ):
         expand(spec)
+
+
+def test_damaged_files_are_read_or_refused_with_a_place_but_never_crash(read: Read) -> None:
+    draw = random.Random(0)
+    originals = [path.read_bytes() for path in sorted([*ROOT.glob("configs/*.yaml"), *GOLDEN.glob("sweep_*.yaml")])]
+    junk = [
+        b"{",
+        b"]",
+        b":",
+        b"\n",
+        b"- ",
+        b"&a ",
+        b"*a",
+        b"!x ",
+        b"1e400",
+        b"'",
+        b"<<: ",
+        b"? ",
+        b"\0",
+        b"\xff",
+        b"---\n",
+        b"seeds",
+        b"9" * 30,
+    ]
+    refused = 0
+    for _ in range(150):
+        damaged = bytearray(draw.choice(originals))
+        at = draw.randrange(len(damaged))
+        damaged[at : at + draw.randrange(12)] = draw.choice(junk)
+        Path("sweep.yaml").write_bytes(bytes(damaged))
+        try:
+            expand(read_sweep(Path("sweep.yaml")))
+        except ConfigError as error:
+            refused += 1
+            assert str(error).startswith(("sweep.yaml:", "base_")), error
+    assert 50 < refused < 150, refused
 
 
 @pytest.mark.parametrize(

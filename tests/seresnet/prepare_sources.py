@@ -57,7 +57,7 @@ def official_folder(folder: Path, per_batch=4):
         rows = np.stack([np.concatenate([image[:, :, c].ravel() for c in range(3)]) for image in images])
         content = {"batch_label": batch, "labels": labels, "data": rows, "filenames": [f"{i}.png" for i in range(per_batch)]}
         (folder / batch).write_bytes(python2_pickle(content))
-    names = "airplane automobile bird cat deer dog frog horse ship truck".split()
+    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
     meta = {"num_cases_per_batch": per_batch, "label_names": names, "num_vis": 3072}
     (folder / "batches.meta").write_bytes(python2_pickle(meta))
     return made

@@ -258,6 +258,15 @@ def test_a_lost_race_is_a_refusal_and_the_winner_stays(folder: RunFolder) -> Non
     assert owner is not None and owner.pid == 4711
 
 
+def test_a_claim_made_while_we_looked_for_proof_is_not_jumped_over(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_claim(folder, me(pid=dead_pid()))
+    put_claim(folder, me(pid=dead_pid()), generation=2)
+    monkeypatch.setattr(claims, "newest_claim", lambda *_: claims.read_claim(folder, 1))  # what we saw before somebody took 2
+    with pytest.raises(OwnedElsewhereError):
+        acquire(folder, me())
+    assert claims.newest_generation(folder) == 2
+
+
 def test_a_run_whose_checkpoints_are_all_damaged_is_not_claimed(folder: RunFolder) -> None:
     (folder.checkpoints / f"g0001-s000000001-{'0' * 16}.safetensors").write_bytes(b"junk")
     with pytest.raises(CheckpointError):

@@ -1,10 +1,11 @@
 """Images in folders and archives become the arrays that their names say, or an error that names the file and what to change."""
 
 import io
-import os
 import stat
+import struct
 import tarfile
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -38,7 +39,8 @@ def assert_holds(found, made, test="test"):
 
 
 def test_folder_is_read_in_order_of_class_and_name(tmp_path):
-    assert_holds(read(tmp_path), image_folder(tmp_path, count=12))
+    made = image_folder(tmp_path, count=12)
+    assert_holds(read(tmp_path), made)
 
 
 @pytest.mark.parametrize("kind", ["tar", "tar.gz", "tar.xz", "tar.bz2", "zip"])
@@ -61,11 +63,13 @@ def test_number_of_workers_changes_nothing(tmp_path):
 
 @pytest.mark.parametrize("name", ["val", "validation", "valid"])
 def test_val_counts_as_test_where_there_is_no_test(tmp_path, name):
-    assert_holds(read(tmp_path), image_folder(tmp_path, splits=("train", name)), test=name)
+    made = image_folder(tmp_path, splits=("train", name))
+    assert_holds(read(tmp_path), made, test=name)
 
 
 def test_test_goes_before_val(tmp_path):
-    assert_holds(read(tmp_path), image_folder(tmp_path, splits=("train", "test", "val")))
+    made = image_folder(tmp_path, splits=("train", "test", "val"))
+    assert_holds(read(tmp_path), made)
 
 
 @pytest.mark.parametrize("suffix", ["bmp", "gif", "jpg", "JPEG", "png", "ppm", "tif", "tga", "webp"])
@@ -96,7 +100,7 @@ def test_deep_pixels_are_refused_instead_of_clipped(tmp_path):
 def test_other_files_and_hidden_ones_are_left_out(tmp_path):
     made = image_folder(tmp_path)
     for name in ("README.md", "train/list.csv", "train/cat/notes.txt", "train/cat/._0.png", "train/.cache/x/1.png"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("no image")
     assert_holds(read(tmp_path), made)
     assert_holds(read(pack(tmp_path, tmp_path.parent / "hidden.tar")), made)
@@ -126,7 +130,7 @@ def test_file_that_is_no_archive(tmp_path):
 
 
 def test_empty_folder(tmp_path):
-    with pytest.raises(DataError, match="holds no files. Expected train/CLASS/IMAGE"):
+    with pytest.raises(DataError, match=r"holds no files\. Expected train/CLASS/IMAGE"):
         read(tmp_path)
 
 
@@ -211,7 +215,9 @@ def test_flipped_bits_in_a_compressed_archive_are_an_error_or_change_no_pixel(tm
     archive = pack(tmp_path / "images", tmp_path / f"a.{kind}")
     whole = archive.read_bytes()
     caught = 0
-    for position in range(0, len(whole), 53):
+    # A zip's directory, at its end, has no checksum: a flipped bit in a name there cannot be told from another name.
+    end = whole.find(b"PK\x01\x02") if kind == "zip" else len(whole)
+    for position in range(0, end, 53):
         archive.write_bytes(whole[:position] + bytes([whole[position] ^ 16]) + whole[position + 1 :])
         try:
             assert_holds(read(archive), made)
@@ -317,7 +323,8 @@ def test_tar_header_that_asks_for_all_memory_is_refused(tmp_path):
 
 def test_image_bomb_is_refused_before_it_is_decoded(tmp_path):
     image_folder(tmp_path)
-    Image.new("1", (20_000, 20_000)).save(tmp_path / "train" / "cat" / "0.png")
-    assert os.path.getsize(tmp_path / "train" / "cat" / "0.png") < 100_000  # noqa: PTH202
+    header = b"IHDR" + struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
+    parts = b"\x00\x00\x00\x0d" + header + struct.pack(">I", zlib.crc32(header)) + b"\x00\x00\x00\x00IDAT"
+    (tmp_path / "train" / "cat" / "0.png").write_bytes(b"\x89PNG\r\n\x1a\n" + parts)
     with pytest.raises(DataError, match=r"train/cat/0\.png cannot be read as an image: .*(pixels|bomb)"):
         read(tmp_path)

@@ -24,7 +24,12 @@ def test_pickle_of_python_2_is_read_as_python_reads_it():
 @pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
 def test_pickle_of_python_3_is_read_as_python_reads_it(protocol):
     arrays = {"u1": np.arange(200, dtype=np.uint8).reshape(2, 100), "i8": np.array([[1, -2], [3, 4]]), "i4": np.arange(3, dtype=np.int32)}
-    value = arrays | {"fortran": np.asfortranarray(arrays["u1"]), "labels": [1, 2], b"bytes": b"\x00\xff", "none": (None, 2.5, {"a": [True]})}
+    value = arrays | {
+        "fortran": np.asfortranarray(arrays["u1"]),
+        "labels": [1, 2],
+        b"bytes": b"\x00\xff",
+        "none": (None, 2.5, {"a": [True]}),
+    }
     payload = pickle.dumps(value, protocol=protocol)
     same(load_plain(payload, "batch"), reference_load(payload))
 
@@ -113,10 +118,11 @@ def test_arrays_of_anything_but_integers_are_refused(state, raw, code):
 @pytest.mark.parametrize("name", [b"numpy\nndarray", b"numpy\ndtype", b"numpy.core.multiarray\n_reconstruct", b"_codecs\nencode"])
 def test_attributes_of_the_allowed_names_cannot_be_set(name):
     set_attribute = b"\x80\x02c" + name + b"\nN}\x8c\x05shapeNs\x86b."
-    with pytest.raises(DataError, match="batch: .*attribute 'shape'"):
+    with pytest.raises(DataError, match=r"batch: .*attribute 'shape'"):
         load_plain(set_attribute, "batch")
 
 
+@pytest.mark.filterwarnings("ignore:invalid escape sequence")
 def test_every_cut_and_random_damage_is_an_error_or_a_dict():
     payload = python2_pickle({"data": np.arange(9, dtype=np.uint8), "labels": [1, 2]})
     for length in range(len(payload)):
@@ -130,6 +136,11 @@ def test_every_cut_and_random_damage_is_an_error_or_a_dict():
             assert isinstance(load_plain(bytes(damaged), "batch"), dict)
         except DataError:
             continue
+
+
+def test_memo_index_that_asks_for_all_memory_is_refused():
+    with pytest.raises(DataError, match="a memo index of 4026531840"):
+        load_plain(b"\x80\x02}r\x00\x00\x00\xf0.", "batch")
 
 
 def test_something_other_than_a_dict_is_refused():

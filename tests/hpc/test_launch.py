@@ -1,0 +1,583 @@
+"""Launching: what is sent, what is written before, and what a second launch does. SLURM and training are stood in for by records.
+
+Reading a sweep, a supervisor's work and a real cluster have tests of their own; one slow test here goes the whole way.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from hpc import code_snapshot, launcher, local, locks, slurm
+from hpc.launch import main
+from hpc.launcher import Request, launch
+from hpc.local import LocalTask, Room
+from hpc.paths import Plan, Submission, Submissions, SweepFolder
+from seresnet import attempts
+from seresnet.attempts import Claim, Owner
+from seresnet.config_file import config_from_dict
+from seresnet.errors import ConfigError, DataError, SubmissionError
+from seresnet.run_folder import RunFolder, RunRecord, TrainResult
+
+SWEEP = """\
+name: demo
+base:
+  model: {width: 4, blocks: [1, 1, 1]}
+  data: {name: digits}
+  optim: {warmup_epochs: 0}
+  train: {epochs: 2, global_batch_size: 128, device: cpu, amp: off, channels_last: false}
+arms:
+  baseline: {}
+  se: {model.attention: se}
+seeds: 2
+"""
+
+
+class Bench:
+    """A working directory with a sweep, a stand-in for SLURM that keeps books, and launches that return what they printed."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.file, self.sweep = root / "demo.yaml", SweepFolder(Path("runs/demo"))
+        self.file.write_text(SWEEP)
+        self.sent: list[dict[str, Any]] = []
+        self.listed: dict[str, slurm.ListedJob] | None = {}
+        self.refusal: str | None = None
+        self.records_at_sbatch: list[Submissions] = []
+        monkeypatch.setattr(slurm, "submit_array", self._submit)
+        monkeypatch.setattr(slurm, "listed_jobs", lambda: self.listed)
+        monkeypatch.setattr(launcher, "require_sbatch", lambda site: None)
+        monkeypatch.setattr(launcher, "ensure_prepared", lambda runs: None)
+
+    def _submit(self, worker: Any, tasks: Sequence[str], **facts: Any) -> str:
+        self.records_at_sbatch.append(Submissions.read(self.sweep))
+        if self.refusal:
+            raise SubmissionError(self.refusal)
+        self.sent.append({"worker": worker, "tasks": list(tasks), **facts})
+        job_id = str(100 + len(self.sent))
+        for index in range(len(tasks)):
+            self.list_job(f"{job_id}_{index}", "PENDING", facts["job_name"])
+        return job_id
+
+    def list_job(self, job_id: str, state: str, name: str = "") -> None:
+        assert self.listed is not None
+        self.listed[job_id] = slurm.ListedJob(job_id=job_id, name=name, state=state, reason="None")
+
+    def launch(self, *overrides: str, site: str | None = "slurm", **request: Any) -> tuple[int, str]:
+        text = StringIO()
+        chosen = (f"site={site}",) if site else ()
+        code = launch(Request(sweep_file=self.file, overrides=(*overrides, *chosen), **request), Console(file=text, width=160))
+        return code, text.getvalue()
+
+    def tasks_sent(self) -> list[tuple[str, ...]]:
+        """Slugs of each task of the last array."""
+        plan = Plan.read(self.sweep)
+        return [tuple(plan.runs[run_id].slug for run_id in plan.tasks[task]) for task in self.sent[-1]["tasks"]]
+
+    def run(self, slug: str) -> RunFolder:
+        plan = Plan.read(self.sweep)
+        return self.sweep.run_folder(plan.find(slug), plan)
+
+    def slugs(self) -> list[str]:
+        return [entry.slug for entry in Plan.read(self.sweep).runs.values()]
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("HPC_DATA_DIR", str(tmp_path / "data"))
+    return Bench(tmp_path, monkeypatch)
+
+
+def finish(folder: RunFolder, epochs: int = 2) -> None:
+    """A result, as training writes it."""
+    value = {
+        **dict.fromkeys(("run_id", "slug", "state_digest", "data_digest", "data_name", "tier", "device", "amp", "code_digest"), "x"),
+        **dict.fromkeys(("step", "parameters", "best_on_test_epoch", "attempts", "world_size"), 1),
+        **dict.fromkeys(("last_test_top1_pct", "best_on_test_top1_pct", "seconds"), 1.0),
+        **dict.fromkeys(("train_loss", "last_val_top1_pct", "last_test_loss", "val_chosen_epoch", "val_chosen_val_top1_pct"), None),
+        **{"val_chosen_test_top1_pct": None, "classes": [], "confusion": [], "epochs": epochs, "commit": None},
+    }
+    TrainResult(**value).write(folder)
+
+
+def attempt(folder: RunFolder, ending: str | None, host: str = "elsewhere") -> None:
+    """A claim of a process on another machine, and how it ended."""
+    generation = attempts.newest_generation(folder) + 1
+    attempts.publish_claim(folder, Claim(generation=generation, owner=Owner(host=host, pid=1), base=None))
+    if ending:
+        attempts.write_end(folder, generation, ending, reason="because of a test")
+
+
+# --- what is sent ---
+
+
+def test_a_first_launch_sends_every_run_as_one_array(bench: Bench) -> None:
+    code, text = bench.launch()
+    assert code == 0
+    assert len(bench.sent) == 1
+    assert bench.tasks_sent() == [("baseline-s0",), ("baseline-s1",), ("se-s0",), ("se-s1",)]
+    assert "4 runs in 2 arms: 4 to send as 4 tasks (4 x 1 rank)." in text
+
+
+def test_the_intent_is_on_disk_before_sbatch_and_the_job_id_after(bench: Bench) -> None:
+    bench.launch()
+    (before,) = bench.records_at_sbatch[0].submissions
+    (after,) = Submissions.read(bench.sweep).submissions
+    assert (before.state, before.job_id, before.tasks) == ("intent", None, ("0001/0", "0001/1", "0001/2", "0001/3"))
+    assert (after.state, after.job_id) == ("submitted", "101")
+
+
+def test_second_launch_of_a_finished_sweep_submits_nothing(bench: Bench) -> None:
+    bench.launch()
+    bench.listed = {}
+    for slug in bench.slugs():
+        finish(bench.run(slug))
+    code, text = bench.launch()
+    assert (code, len(bench.sent)) == (0, 1)
+    assert "nothing left: all 4 runs are finished" in text
+
+
+def test_one_removed_result_is_one_run_sent(bench: Bench) -> None:
+    bench.launch()
+    bench.listed = {}
+    for slug in bench.slugs():
+        attempt(bench.run(slug), "finished")
+        finish(bench.run(slug))
+    bench.run("se-s0").result.unlink()
+    bench.launch()
+    assert bench.tasks_sent() == [("se-s0",)]
+
+
+def test_what_is_queued_or_running_is_not_sent_again(bench: Bench) -> None:
+    bench.launch()
+    bench.listed = {}
+    bench.list_job("101_0", "RUNNING")
+    bench.list_job("101_1", "PENDING")
+    finish(bench.run("se-s0"))
+    bench.launch()
+    assert bench.tasks_sent() == [("se-s1",)]
+
+
+def test_a_live_claim_from_elsewhere_is_left_alone(bench: Bench) -> None:
+    bench.launch()
+    bench.listed = {}
+    attempt(bench.run("se-s1"), None)
+    bench.run("se-s1").beat(1).write_text("1")
+    bench.launch()
+    assert bench.tasks_sent() == [("baseline-s0",), ("baseline-s1",), ("se-s0",)]
+
+
+def test_a_beat_that_stood_still_is_a_lost_run(bench: Bench) -> None:
+    bench.launch()
+    bench.listed = {}
+    attempt(bench.run("se-s1"), None)
+    bench.run("se-s1").beat(1).write_text("1")
+    long_ago = time.time() - 600
+    os.utime(bench.run("se-s1").beat(1), (long_ago, long_ago))
+    bench.launch()
+    assert ("se-s1",) in bench.tasks_sent()
+
+
+def test_a_squeue_that_does_not_answer_proves_nothing(bench: Bench) -> None:
+    bench.launch()
+    bench.listed = None
+    code, text = bench.launch()
+    assert (code, len(bench.sent)) == (0, 1)
+    assert "squeue does not answer" in text
+    assert "nothing to send: 4 of 4 runs are on their way" in text
+
+
+def test_an_array_whose_id_was_never_written_down_is_found_by_its_name(bench: Bench) -> None:
+    bench.launch()
+    (entry,) = Submissions.read(bench.sweep).submissions
+    Submissions().with_entry(replace(entry, state="intent", job_id=None)).write(bench.sweep)
+    bench.launch()
+    assert len(bench.sent) == 1, "a second array was sent for runs that are queued"
+
+
+def test_a_refusal_is_told_and_the_next_launch_sends_again(bench: Bench) -> None:
+    bench.refusal = "sbatch refused (exit 1): Invalid account"
+    with pytest.raises(SubmissionError, match="Invalid account"):
+        bench.launch()
+    bench.refusal = None
+    bench.launch()
+    assert len(bench.tasks_sent()) == 4
+
+
+@pytest.mark.parametrize("ending", ["preempted", "timed_out", "node_failed", "stopped", "cancelled"])
+def test_interrupted_and_cancelled_runs_are_taken_up_by_a_plain_launch(bench: Bench, ending: str) -> None:
+    bench.launch()
+    bench.listed = {}
+    attempt(bench.run("baseline-s0"), ending)
+    bench.launch()
+    assert len(bench.tasks_sent()) == 4
+
+
+@pytest.mark.parametrize("ending", ["crashed", "user_error", "diverged", "killed", "out_of_memory", "hung"])
+def test_failed_runs_need_retry_and_the_launch_says_so(bench: Bench, ending: str) -> None:
+    bench.launch()
+    bench.listed = {}
+    attempt(bench.run("se-s1"), ending)
+    _, text = bench.launch()
+    assert ("se-s1",) not in bench.tasks_sent()
+    assert f"failed and not sent again without --retry failed: se-s1 ({ending})" in text
+    bench.listed = {}
+    bench.launch(retry=("failed",))
+    assert ("se-s1",) in bench.tasks_sent()
+
+
+def test_retry_of_a_run_sends_that_run_alone(bench: Bench) -> None:
+    bench.launch()
+    bench.listed = {}
+    attempt(bench.run("se-s1"), "crashed")
+    bench.launch(retry=("se-s1",))
+    assert bench.tasks_sent() == [("se-s1",)]
+
+
+def test_retry_of_a_finished_run_is_refused(bench: Bench) -> None:
+    bench.launch()
+    finish(bench.run("se-s1"))
+    with pytest.raises(ConfigError, match="--retry se-s1: this run is finished"):
+        bench.launch(retry=("se-s1",))
+
+
+def test_only_failed_runs_left_is_exit_1_with_reason_and_log(bench: Bench) -> None:
+    bench.launch()
+    bench.listed = {}
+    for slug in ("baseline-s0", "baseline-s1", "se-s0"):
+        finish(bench.run(slug))
+    attempt(bench.run("se-s1"), "diverged")
+    code, text = bench.launch()
+    assert code == 1
+    assert "se-s1: failed: diverged: because of a test" in text
+    assert str(bench.run("se-s1").log) in text
+
+
+def test_more_epochs_within_the_horizon_extend_finished_runs(bench: Bench) -> None:
+    bench.launch("optim.schedule_epochs=10", "train.epochs=2")
+    bench.listed = {}
+    for slug in bench.slugs():
+        attempt(bench.run(slug), "finished")
+        finish(bench.run(slug), epochs=2)
+    _, text = bench.launch("optim.schedule_epochs=10", "train.epochs=4")
+    assert len(bench.tasks_sent()) == 4
+    assert "4 extend" in text
+
+
+def test_runs_with_more_ranks_are_an_array_of_their_own_shape(bench: Bench) -> None:
+    bench.file.write_text(SWEEP + "site: slurm\n" + "pack: {runs_per_task: 2}\n")
+    bench.file.write_text(
+        bench.file.read_text().replace("{model.attention: se}", "{model.attention: se, train.ranks: 2, train.micro_batch_size: 64}")
+    )
+    bench.launch(site=None)
+    assert [(entry["shape"].ranks, entry["shape"].gpus, len(entry["tasks"])) for entry in bench.sent] == [(1, 0, 1), (2, 0, 1)]
+    assert [entry["job_name"].rpartition("-")[2] for entry in bench.sent] == ["0001", "0002"]
+
+
+def test_gpus_are_asked_for_where_the_device_is_cuda(bench: Bench) -> None:
+    bench.launch("train.device=cuda")
+    assert bench.sent[0]["shape"].gpus == 1
+
+
+# --- what is written ---
+
+
+def test_run_yaml_holds_the_config_with_absolute_data_paths(bench: Bench, tmp_path: Path) -> None:
+    bench.launch("data.dir=here")
+    record = RunRecord.read(bench.run("se-s1"))
+    assert record.config["data"]["dir"] == str(tmp_path / "here")
+    config = config_from_dict(record.config, "run.yaml")
+    assert (config.model.attention, config.train.seed) == ("se", 1)
+
+
+def test_a_pinned_section_and_marks_survive_a_relaunch(bench: Bench) -> None:
+    bench.launch()
+    bench.listed = {}
+    folder = bench.run("se-s1")
+    replace(RunRecord.read(folder), pinned={"data_digest": "d", "train.amp": "off"}, marks=("a mark",)).write(folder)
+    bench.launch("train.checkpoint_every_s=5")
+    record = RunRecord.read(folder)
+    assert (record.pinned, record.marks) == ({"data_digest": "d", "train.amp": "off"}, ("a mark",))
+    assert record.config["train"]["checkpoint_every_s"] == 5
+
+
+def test_a_changed_numeric_key_of_a_started_run_is_refused_before_sbatch(bench: Bench) -> None:
+    bench.launch()
+    bench.listed = {}
+    folder = bench.run("se-s1")
+    replace(RunRecord.read(folder), pinned={"train.amp": "off"}).write(folder)
+    with pytest.raises(ConfigError, match=r"run se-s1 .*train\.amp: it started with off, now bf16 is asked for\. Say train\.amp=off"):
+        bench.launch("train.amp=bf16")
+    assert len(bench.sent) == 1
+
+
+def test_an_edited_sweep_keeps_old_runs_and_the_old_file(bench: Bench) -> None:
+    bench.launch()
+    before = Plan.read(bench.sweep)
+    bench.file.write_text(SWEEP.replace("  se: {model.attention: se}\n", ""))
+    _, text = bench.launch()
+    after = Plan.read(bench.sweep)
+    assert "2 earlier runs no longer asked for" in text
+    assert list(after.arms) == ["baseline"]
+    assert after.runs.keys() == before.runs.keys(), "tasks of earlier submissions still name these runs"
+    assert (after.salt, after.tasks) == (before.salt, before.tasks)
+    assert "se: {model.attention: se}" in (bench.sweep.path / "sweep.0001.yaml").read_text()
+
+
+def test_a_relaunch_of_the_same_code_reuses_the_snapshot(bench: Bench) -> None:
+    bench.launch()
+    bench.listed = {}
+    bench.launch()
+    assert [entry.code for entry in Submissions.read(bench.sweep).submissions] == ["0001", "0001"]
+
+
+def test_dry_run_writes_nothing_and_prints_the_script(bench: Bench, tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    code, text = bench.launch(dry_run=True)
+    assert (code, bench.sent) == (0, [])
+    assert sorted(tmp_path.rglob("*")) == before
+    assert "#SBATCH --array=0-3" in text
+    assert "task 0001/3: se-s1" in text
+
+
+def test_missing_data_is_refused_with_the_command_before_sbatch(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CONFIG_HOME", "nowhere")
+    monkeypatch.chdir(bench.file.parent)
+    with pytest.raises(DataError, match=r"python -m seresnet\.prepare cifar10 --data-dir .*elsewhere"):
+        bench.launch("data.name=cifar10", "data.dir=elsewhere", site="local")
+    assert not Path("runs").exists()
+
+
+# --- two launchers ---
+
+
+def test_of_two_launchers_at_once_one_sends(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    together = threading.Barrier(2)
+    first_look = launcher.ensure_prepared
+    monkeypatch.setattr(launcher, "ensure_prepared", lambda runs: (together.wait(30), first_look(runs)))
+    threads = [threading.Thread(target=bench.launch) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [len(entry["tasks"]) for entry in bench.sent] == [4]
+
+
+def test_tasks_of_a_local_launcher_that_lives_are_not_sent(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, str]] = []
+
+    def run_local(*args: Any) -> bool:
+        seen.append(bench.launch(site="local", local=True) if not seen else (0, ""))
+        return False
+
+    monkeypatch.setattr(local, "run_local", run_local)
+    bench.launch(site="local", local=True)
+    assert len(seen) == 1, "the second launcher ran tasks that the first one has"
+    assert "nothing to send: 4 of 4 runs are on their way" in seen[0][1]
+    assert Submissions.read(bench.sweep).submissions[0].state == "done"
+
+
+def test_a_lock_is_free_again_when_its_process_is_killed(tmp_path: Path) -> None:
+    path = str(tmp_path / "x")
+    code = f"import time, pathlib, hpc.locks as l\nwith l.holding(pathlib.Path({path!r})):\n print(1, flush=True); time.sleep(60)"
+    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert holder.stdout and holder.stdout.readline()
+    assert locks.is_held(tmp_path / "x")
+    holder.kill()
+    holder.communicate()
+    assert not locks.is_held(tmp_path / "x")
+
+
+# --- this machine ---
+
+STAND_IN = """\
+import pathlib, signal, sys, time
+sweep, task = pathlib.Path(sys.argv[2]), sys.argv[4].replace("/", "_")
+def stop(*_):
+    (sweep / f"{task}.saved").touch()
+    sys.exit(75)
+signal.signal(signal.SIGTERM, stop)
+(sweep / f"{task}.start").write_text(f"{time.time()} {pathlib.Path.cwd()}")
+print("hello from", task, flush=True)
+time.sleep(float((sweep / "seconds").read_text()))
+(sweep / f"{task}.stop").write_text(str(time.time()))
+"""
+
+
+class LocalBench:
+    """A sweep folder whose code snapshot holds a supervisor that sleeps."""
+
+    def __init__(self, root: Path, seconds: float) -> None:
+        self.sweep = SweepFolder(root)
+        self.entry = Submission(id="0001", created=0.0, code="0001", mode="local", tasks=())
+        package = self.sweep.code("0001") / "hpc"
+        package.mkdir(parents=True)
+        (package / "__init__.py").touch()
+        (package / "supervisor.py").write_text(STAND_IN)
+        (root / "seconds").write_text(str(seconds))
+
+    def run(self, tasks: Sequence[LocalTask], room: Room) -> bool:
+        return local.run_local(self.sweep, self.entry, tasks, room, Console(file=StringIO()), lambda listed: [])
+
+    def spans(self) -> list[tuple[float, float]]:
+        starts = sorted(self.sweep.path.glob("*.start"))
+        return [(float(path.read_text().split()[0]), float(path.with_suffix(".stop").read_text())) for path in starts]
+
+    def most_at_once(self) -> int:
+        spans = self.spans()
+        return max(sum(start <= moment < stop for start, stop in spans) for moment, _ in spans)
+
+
+def tasks(count: int, ranks: int = 1) -> list[LocalTask]:
+    return [LocalTask(name=f"0001/{index}", ranks=ranks) for index in range(count)]
+
+
+def test_at_most_max_parallel_tasks_run_at_once(tmp_path: Path) -> None:
+    bench = LocalBench(tmp_path, 0.3)
+    assert bench.run(tasks(5), Room(cores=64, max_parallel=2)) is False
+    assert len(bench.spans()) == 5
+    assert bench.most_at_once() == 2
+
+
+def test_without_a_cap_cores_decide_and_a_wide_task_runs_alone(tmp_path: Path) -> None:
+    bench = LocalBench(tmp_path, 0.3)
+    bench.run([*tasks(2), LocalTask(name="0001/2", ranks=4)], Room(cores=2))
+    spans = bench.spans()
+    assert bench.most_at_once() == 2
+    assert spans[2][0] >= max(stop for _, stop in spans[:2])
+
+
+def test_a_task_runs_in_the_code_snapshot_and_its_output_is_kept(tmp_path: Path) -> None:
+    bench = LocalBench(tmp_path, 0.0)
+    bench.run(tasks(1), Room(cores=1))
+    assert (tmp_path / "0001_0.start").read_text().split()[1] == str(tmp_path / "code" / "0001")
+    assert "hello from 0001_0" in bench.sweep.task_log("0001/0").read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_request_lets_every_child_save_and_starts_no_other(tmp_path: Path, number: signal.Signals) -> None:
+    bench = LocalBench(tmp_path, 60.0)
+
+    def press() -> None:
+        while len(list(tmp_path.glob("*.start"))) < 2:
+            time.sleep(0.05)
+        os.kill(os.getpid(), number)
+
+    presser = threading.Thread(target=press)
+    presser.start()
+    started = time.monotonic()
+    assert bench.run(tasks(3), Room(cores=64, max_parallel=2)) is True
+    presser.join()
+    assert sorted(path.name for path in tmp_path.glob("*.saved")) == ["0001_0.saved", "0001_1.saved"]
+    assert not (tmp_path / "0001_2.start").exists()
+    assert time.monotonic() - started < 20
+
+
+def test_gpus_are_leased_one_a_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b,GPU-c")
+    bench = LocalBench(tmp_path, 0.3)
+    leases: list[list[str]] = []
+    start = local._start
+
+    def spy(sweep: SweepFolder, task: LocalTask, gpus: list[str], code: Path) -> Any:
+        leases.append(gpus)
+        return start(sweep, task, gpus, code)
+
+    monkeypatch.setattr(local, "_start", spy)
+    bench.run([LocalTask(name=f"0001/{n}", ranks=2, needs_gpus=True) for n in range(2)], Room(cores=64))
+    assert bench.most_at_once() == 1, "two tasks of two ranks ran on three GPUs"
+    assert [len(set(lease)) for lease in leases] == [2, 2]
+
+
+def test_cuda_without_gpus_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(SubmissionError, match="this machine shows 0 GPUs"):
+        local.check_fits([LocalTask(name="0001/0", ranks=1, needs_gpus=True)])
+
+
+# --- the code snapshot ---
+
+
+def test_a_snapshot_is_imported_instead_of_the_working_copy(tmp_path: Path) -> None:
+    folder = tmp_path / "code" / code_snapshot.snapshot_code(tmp_path / "code")
+    command = [sys.executable, "-c", "import hpc, seresnet; print(hpc.__file__, seresnet.__file__)"]
+    found = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=True).stdout.split()
+    assert found == [str(folder / "hpc" / "__init__.py"), str(folder / "seresnet" / "__init__.py")]
+
+
+def test_edited_code_is_a_new_snapshot_and_restored_code_the_old_one(tmp_path: Path) -> None:
+    root, codes = tmp_path / "work", tmp_path / "code"
+    for package in code_snapshot.PACKAGES:
+        (root / package).mkdir(parents=True)
+        (root / package / "a.py").write_text("x = 1\n")
+    assert code_snapshot.snapshot_code(codes, root) == "0001"
+    (root / "hpc" / "a.py").write_text("x = 2\n")
+    assert code_snapshot.snapshot_code(codes, root) == "0002"
+    (root / "hpc" / "a.py").write_text("x = 1\n")
+    assert code_snapshot.snapshot_code(codes, root) == "0001"
+    record = json.loads((codes / "0001" / "CODE.json").read_text())
+    assert record["digest"] == code_snapshot.code_digest(codes / "0001") == code_snapshot.code_digest(root)
+
+
+# --- the command ---
+
+
+def test_a_typo_is_file_line_key_and_nearest_key_exit_2_and_no_sbatch(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    bench.file.write_text(SWEEP.replace("warmup_epochs", "warmup_epoch"))
+    assert main(["--sweep", str(bench.file), "site=slurm"]) == 2
+    error = capsys.readouterr().err
+    assert f"{bench.file}:5: " in error
+    assert "warmup_epoch" in error and "warmup_epochs?" in error
+    assert "Traceback" not in error
+    assert not bench.sent and not Path("runs").exists()
+
+
+def test_explain_prints_the_value_and_the_line(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--sweep", str(bench.file), "--explain", "model.width"]) == 0
+    assert f"{bench.file}:3" in capsys.readouterr().out
+
+
+def test_overrides_may_stand_between_options(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--sweep", str(bench.file), "site=slurm", "--dry-run", "seeds=3", "--runs-dir", "other"]) == 0
+    assert "6 runs in 2 arms: 6 to send" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_the_plan_fits_the_terminal(bench: Bench, width: int) -> None:
+    text = StringIO()
+    launch(Request(sweep_file=bench.file, overrides=("site=local",), dry_run=True), Console(file=text, width=width, force_terminal=True))
+    table = [line for line in text.getvalue().splitlines() if "baseline" in line and "2 new" in line]
+    assert len(table) == 1, "a row of the table was folded"
+    assert len(table[0]) <= width
+
+
+@pytest.mark.slow
+def test_a_sweep_trains_stops_and_goes_on_here(tmp_path: Path) -> None:
+    """The whole way with real training: one result is removed, that run alone comes back with the same digest."""
+    (tmp_path / "demo.yaml").write_text(SWEEP + "site: local\nwandb: {mode: disabled}\n")
+    command = [sys.executable, "-m", "hpc.launch", "--sweep", "demo.yaml", "seeds=1", "data.train_images=200", "data.test_images=100"]
+    environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "XDG_CONFIG_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    first = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environ, check=False)
+    assert first.returncode == 0, first.stdout + first.stderr
+    (se,) = (tmp_path / "runs" / "demo").glob("se-s0-*")
+    digest = json.loads((se / "result.json").read_text())["state_digest"]
+    (se / "result.json").unlink()
+    second = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environ, check=False)
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert "1 to send as 1 task" in second.stdout
+    assert json.loads((se / "result.json").read_text())["state_digest"] == digest
+    third = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environ, check=False)
+    assert "nothing left: all 2 runs are finished" in third.stdout

@@ -1,0 +1,103 @@
+"""The journal against plain dictionaries: what is appended is read back, torn lines cost themselves, the newest attempt wins."""
+
+import json
+import random
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from seresnet import journal
+from seresnet.journal import EpochRecord
+from seresnet.run_folder import RunFolder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    folder = RunFolder(path=tmp_path / "run")
+    folder.create()
+    return folder
+
+
+def record(epoch: int, generation: int = 1, **changes: object) -> EpochRecord:
+    values = EpochRecord(
+        epoch=epoch,
+        step=10 * epoch,
+        generation=generation,
+        lr=0.1,
+        train_loss=1.0 / 3.0,
+        train_top1_pct=50.0,
+        val_loss=None,
+        val_top1_pct=None,
+        test_loss=2.5,
+        test_top1_pct=41.0,
+        skipped_steps=0,
+        seconds=1.5,
+        images_per_s=1000.0,
+        time=1.0e9,
+    )
+    return replace(values, **changes)
+
+
+def test_what_is_appended_is_read_back_in_order_of_steps(folder: RunFolder) -> None:
+    for epoch in (1, 3, 2):
+        journal.append(folder, record(epoch))
+    assert journal.read(folder) == [record(1), record(2), record(3)]
+
+
+def test_a_line_is_one_json_object_with_every_field(folder: RunFolder) -> None:
+    journal.append(folder, record(1, generation=12))
+    text = (folder.path / "metrics" / "g0012.jsonl").read_text()
+    assert text.endswith("\n") and json.loads(text) == asdict(record(1, generation=12))
+
+
+def test_an_empty_or_missing_journal_has_no_epochs(folder: RunFolder, tmp_path: Path) -> None:
+    assert journal.read(folder) == [] == journal.read(RunFolder(path=tmp_path / "nowhere"))
+
+
+def test_of_one_step_the_highest_generation_wins_then_the_last_line(folder: RunFolder) -> None:
+    entries = [
+        record(e, g, test_top1_pct=t) for e, g, t in ((1, 2, 1.0), (1, 10, 2.0), (1, 10, 3.0), (1, 9, 4.0), (2, 9, 5.0), (3, 2, 6.0))
+    ]
+    random.Random(1).shuffle(entries)
+    expected: dict[int, tuple[int, float]] = {}
+    for entry in entries:
+        journal.append(folder, entry)
+        if entry.generation >= expected.get(entry.epoch, (0, 0.0))[0]:
+            expected[entry.epoch] = (entry.generation, entry.test_top1_pct)
+    assert {r.epoch: (r.generation, r.test_top1_pct) for r in journal.read(folder)} == expected
+
+
+def test_generations_above_9999_sort_as_numbers(folder: RunFolder) -> None:
+    for generation in (9_999, 10_000):
+        journal.append(folder, record(1, generation))
+    assert [entry.generation for entry in journal.read(folder)] == [10_000]
+
+
+def test_a_line_torn_anywhere_loses_itself_and_no_other(folder: RunFolder) -> None:
+    path = folder.journal(1)
+    journal.append(folder, record(1))
+    whole = path.read_bytes()
+    for length in range(1, len(whole) - 1):
+        path.write_bytes(whole + whole[:length])
+        journal.append(folder, record(2))
+        assert journal.read(folder) == [record(1), record(2)], f"torn after {length} bytes"
+
+
+@pytest.mark.parametrize("junk", [b"", b"[]", b"17", b'{"epoch": 1}', b"\xff\xfe\x00", b"null"])
+def test_lines_of_somebody_elses_making_are_passed_over(folder: RunFolder, junk: bytes) -> None:
+    folder.journal(1).write_bytes(junk + b"\n")
+    (folder.metrics / "gx.jsonl").write_bytes(junk)
+    journal.append(folder, record(2))
+    assert journal.read(folder) == [record(2)]
+
+
+def test_keys_of_a_later_version_do_no_harm(folder: RunFolder) -> None:
+    folder.journal(1).write_text(json.dumps({**asdict(record(1)), "new": 1}) + "\n")
+    assert journal.read(folder) == [record(1)]
+
+
+def test_a_value_that_json_does_not_have_is_refused_and_writes_nothing(folder: RunFolder) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        journal.append(folder, record(1, train_loss=float("nan")))
+    assert not folder.journal(1).exists()
