@@ -25,6 +25,8 @@ from seresnet.run_folder import RunFolder, RunRecord
 #: In a log a run gets a line when its state changes, and for its epochs at most this often.
 _LINE_EVERY_S = 10.0
 _LOOK_S = 1.0
+#: Below this the names of runs matter more than those of nodes.
+_NODE_FROM_WIDTH = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,17 +72,19 @@ def progress_of(run: RunState) -> RunProgress:
 
 
 def progress_table(console: Console, rows: Sequence[RunProgress], *, with_node: bool) -> Table:
-    """One row a run. with_node adds where it runs and how often it started: for status, not for one machine."""
+    """One row a run. with_node adds how often it started and, where there is room, the node: for status, not for one machine."""
+    has_room = with_node and console.width >= _NODE_FROM_WIDTH
     table = plain_table(console)
     table.add_column("run", overflow="fold", min_width=12)
-    table.add_column("state")
+    table.add_column("state", no_wrap=True)
     for head in ("epoch", "test %", "left", *(("tries",) if with_node else ())):
         table.add_column(head, justify="right", no_wrap=True)
-    if with_node:
-        table.add_column("node", overflow="ellipsis", no_wrap=True)
+    if has_room:
+        table.add_column("node", no_wrap=True)
     for row in rows:
-        node = [str(row.run.attempts), row.run.node or "-"] if with_node else []
-        table.add_row(Text(row.run.slug), Text(_state(row.run), style=state_style(row.run.state)), *_numbers(row), *node)
+        more = [str(row.run.attempts)] if with_node else []
+        more += [(row.run.node or "-").partition(".")[0]] if has_room else []
+        table.add_row(Text(row.run.slug), Text(_state(row.run), style=state_style(row.run.state)), *_numbers(row), *more)
     return table
 
 

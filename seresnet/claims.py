@@ -84,7 +84,7 @@ def acquire(
     when there are checkpoints and none can be trusted, and OSError.
     """
     # The number is fixed by what was seen before the proof: whoever claims meanwhile takes it, and we lose. Looked up later, it
-    # would be one above a new owner whom nothing proves gone (seen: two owners in 1 of 20 races on a loaded machine).
+    # would be one above a new owner whom nothing proves gone (seen: twice in six runs of 20 races, on a loaded machine).
     in_use = _highest_number(folder, files)
     last = newest_claim(folder, files)
     generation = 1 + max(in_use, last.generation if last else 0)

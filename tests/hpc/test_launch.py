@@ -558,7 +558,10 @@ def test_overrides_may_stand_between_options(bench: Bench, capsys: pytest.Captur
 @pytest.mark.parametrize("width", [80, 200])
 def test_the_plan_fits_the_terminal(bench: Bench, width: int) -> None:
     text = StringIO()
-    launch(Request(sweep_file=bench.file, overrides=("site=local",), dry_run=True), Console(file=text, width=width, force_terminal=True))
+    launch(
+        Request(sweep_file=bench.file, overrides=("site=local",), dry_run=True),
+        Console(file=text, width=width, force_terminal=True, color_system=None),
+    )
     table = [line for line in text.getvalue().splitlines() if "baseline" in line and "2 new" in line]
     assert len(table) == 1, "a row of the table was folded"
     assert len(table[0]) <= width

@@ -161,12 +161,13 @@ def test_a_row_is_one_line_at_this_width(sweep: FakeSweep, width: int) -> None:
     sweep.train("se", 0, range(1, 3))
     claim(sweep, "se", 0, Owner(host="gpu-node-with-a-long-name-0123.cluster.example.org", pid=1), "out_of_memory")
     text = StringIO()
-    console = Console(file=text, width=width, force_terminal=True, no_color=True)
+    console = Console(file=text, width=width, force_terminal=True, color_system=None)
     console.print(progress_table(console, [progress_of(state) for state in states_of(sweep).values()], with_node=True))
     lines = [line for line in text.getvalue().splitlines() if "seed" in line]
     assert len(lines) == 4
     assert all("out_of_memory" in line and "2/6" in line for line in lines if "se-seed0" in line)
     assert max(map(len, text.getvalue().splitlines())) <= width
+    assert ("gpu-node-with-a-long-name-0123" in text.getvalue()) == (width == 200)
 
 
 def test_time_left_is_the_median_epoch_times_what_is_left(sweep: FakeSweep) -> None:
