@@ -106,9 +106,10 @@ def confusion_figure(gathered: Gathered) -> Figure | None:
     if not shown:
         return None
     chosen = dict(list(shown.items())[:_MOST_CONFUSIONS])
-    columns = min(2, len(chosen))
+    columns = len(chosen) if len(chosen) <= 3 else 2
     lines = -(-len(chosen) // columns)
-    figure = Figure(figsize=(5.6 * columns + 0.9, 5.5 * lines + 0.5), layout="constrained")
+    side = 4.6 if columns == 3 else 5.5
+    figure = Figure(figsize=(side * columns + 0.9, side * lines + 0.5), layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(lines, columns, squeeze=False).flatten()
     for axes in grid[len(chosen) :]:
@@ -159,7 +160,7 @@ def _curves_figure(gathered: Gathered, panels: dict[str, str], unit: str, corner
         axes.set_title(title)
         axes.set_xlabel("epoch")
         axes.set_ylabel(unit)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     _legend(figure, [line for line in next(iter(present.values())) if line], corner)
     several = any(line and line.n > 1 for lines in present.values() for line in lines)
     meaning = ": mean over seeds, band of ± 1 standard deviation" if several else ""
@@ -198,9 +199,10 @@ def _draw_confusion(axes: Axes, arm: str, rows: Sequence[RunRow]) -> Any:
     axes.grid(False)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    axes.set_title(f"{arm}, sum of {len(results)} run{'s' if len(results) > 1 else ''}")
+    axes.set_title(f"{arm}, sum of {len(results)} runs" if len(results) > 1 else arm)
     if len(classes) <= _MOST_NUMBERED_CLASSES:
-        axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right", rotation_mode="anchor")
+        tilt: Any = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if max(map(len, classes)) > 3 else {}
+        axes.set_xticks(range(len(classes)), classes, **tilt)
         axes.set_yticks(range(len(classes)), classes)
         _write_counts(axes, counts, share)
     axes.set_xlabel("predicted")

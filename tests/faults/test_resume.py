@@ -84,7 +84,7 @@ def test_epochs_raised_within_the_horizon_give_the_bits_of_one_long_run(digits_d
     config = ring.tiny_config(tmp_path, digits_dir, 1, epochs=3)
     config.write_text(config.read_text().replace("optim:\n", "optim:\n  schedule_epochs: 5\n"))
     ring.finish(config, run_dir, 1)
-    config.write_text(config.read_text().replace("epochs: 3\n", "epochs: 5\n"))
+    config.write_text(config.read_text().replace("\n  epochs: 3\n", "\n  epochs: 5\n"))
     ring.finish(config, run_dir, 1)
     assert_same(run_dir, undisturbed[1], "3 epochs, then raised to 5")
 

@@ -59,7 +59,7 @@ class Sweep:
         return str(done.stdout)
 
     def launch_on_slurm(self, *more: str) -> str:
-        site = ["site=slurm", "site.partition=low", "site.gpu_request=none", "site.cpus_per_rank=2", "site.walltime_min=60"]
+        site = ["site.extends=slurm", "site.partition=low", "site.gpu_request=none", "site.cpus_per_rank=2", "site.walltime_min=60"]
         return self.launch("disturbed", *site, *more)
 
     def runs(self, runs_dir: str) -> dict[str, Path]:
@@ -179,7 +179,7 @@ def test_a_typo_is_refused_before_sbatch(cluster: Cluster, user_path: Path) -> N
     bad.write_text("name: typo\nbase:\n  optim: {lr: 0.1}\n  train:\n    epoch: 3\nseeds: 2\n")
     before = cluster.command("squeue", "--noheader").strip()
     done = cluster.run_as_user(
-        [sys.executable, "-m", "hpc.launch", "--sweep", "configs/typo.yaml", "site=slurm"], cwd=sweep.folder, check=False
+        [sys.executable, "-m", "hpc.launch", "--sweep", "configs/typo.yaml", "site.extends=slurm"], cwd=sweep.folder, check=False
     )
     assert done.returncode == 2, done
     assert "configs/typo.yaml:5: base.train.epoch" in done.stderr and "train.epochs" in done.stderr, done.stderr
