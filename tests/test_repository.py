@@ -94,7 +94,7 @@ def test_every_dependency_is_pinned_and_no_pin_names_a_place() -> None:
         ({"version": (3, 9)}, "Python 3.9 (/p) is too old, 3.11 or newer is needed. Name one: make setup PYTHON="),
         ({"has_venv": False}, "apt-get install python3-venv"),
         ({"inodes": 30_000}, "30,000 inodes are free in /d, 46,000 are needed. Choose another place: make setup VENV="),
-        ({"bytes": 5 * 10**9}, "5.0 GB of disk are free in /d, 9.0 are needed."),
+        ({"bytes": 5 * 10**9}, "5.0 GB of disk are free in /d, 10.0 are needed."),
         ({"memory": 2 * 10**9}, "2.0 GB of memory, 3.0 GB are needed (a login node?). Here: make launcher."),
     ],
 )

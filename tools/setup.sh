@@ -61,7 +61,7 @@ if [ "$kind" = full ]; then
     say "installing the pinned packages: 3 GB to fetch, some minutes (log: $log)"
     install -e '.[dev]'
 else
-    say "installing the base packages: 40 MB to fetch (log: $log)"
+    say "installing the base packages: 30 MB to fetch (log: $log)"
     install --no-compile -e .
     slim
 fi

@@ -64,12 +64,12 @@ def test_other_data_is_refused(unfinished: tuple[Path, Path]) -> None:
     folder = RunFolder(path=run_dir)
     before = folder.run_yaml.read_text()
     digest = RunRecord.read(folder).pinned["data_digest"]  # type: ignore[index]
-    folder.run_yaml.write_text(before.replace(digest, "0" * len(digest)))
+    folder.run_yaml.write_text(before.replace(digest, "f" * len(digest)))
     try:
         done = start_again(config, run_dir)
     finally:
         folder.run_yaml.write_text(before)
-    assert done.returncode == 78 and "this run was started on data 000000" in done.stdout, done.stdout
+    assert done.returncode == 78 and "this run was started on data ffffff" in done.stdout, done.stdout
 
 
 def test_no_config_and_no_folder_says_what_is_needed() -> None:

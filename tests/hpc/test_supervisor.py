@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from hpc import ranks, supervisor
+from hpc import ranks, supervisor, task
 from hpc.paths import Plan, PlannedFolder, SweepFolder, WandbSettings
+from hpc.requeue import JobFacts
 from seresnet import claims
 from seresnet.config import RunConfig, to_dict
 from seresnet.run_folder import RunFolder, RunRecord
@@ -169,11 +170,18 @@ def test_a_stop_before_the_start_starts_nothing(tmp_path: Path) -> None:
 
 
 def test_the_end_of_the_time_is_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = supervisor.Job(job_id=None, end_time=time.time() + supervisor.STOP_BEFORE_END_S + 0.7)
-    monkeypatch.setattr(supervisor, "_look_at_job", lambda *args: job)
+    job = task.Job(job_id=None, end_time=time.time() + task.STOP_BEFORE_END_S + 0.7)
+    monkeypatch.setattr(task, "_look_at_job", lambda *args: job)
     sweep = _sweep(tmp_path, "serve")
     assert (_run(sweep), _endings(sweep)) == (75, ["stopped"])
-    assert f"SERESNET_DEADLINE={job.end_time - supervisor.STOP_BEFORE_END_S}" in (sweep.path / "run0/environment-0").read_text()
+    assert f"SERESNET_DEADLINE={job.end_time - task.STOP_BEFORE_END_S}" in (sweep.path / "run0/environment-0").read_text()
+
+
+def test_a_moved_end_of_the_time_is_no_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    later = time.time() + 3600
+    monkeypatch.setattr(task.slurm, "job_facts", lambda job_id: JobFacts(job_id=job_id, state="RUNNING", end_time=later))
+    job = task.Job(job_id="1", end_time=time.time())
+    assert not job.is_over() and job.end_time == later
 
 
 def test_ranks_get_their_place_and_start_with_stop_signals_blocked(tmp_path: Path) -> None:
