@@ -115,6 +115,8 @@ def _sections(tree: Located, faults: Faults) -> dict[str, Located]:
 
 def _add_section(sections: dict[str, Located], name: str, entry: Located, faults: Faults) -> None:
     known = sections.get(name)
+    if name == "site" and known is not None:
+        known, entry = _as_mapping(known), _as_mapping(entry)
     if known is None:
         sections[name] = entry
     elif isinstance(known.value, dict) and isinstance(entry.value, dict):
@@ -123,6 +125,11 @@ def _add_section(sections: dict[str, Located], name: str, entry: Located, faults
         sections[name] = replace(known, value={**known.value, **entry.value})
     else:
         faults.add(entry.place, name, f"the key is set a second time, first at {known.place}. Keep one.")
+
+
+def _as_mapping(site: Located) -> Located:
+    """`site: slurm` as `site: {extends: slurm}`, so that keys can stand beside it."""
+    return Located(value={"extends": site}, place=site.place) if isinstance(site.value, str) else site
 
 
 def _section_fix(key: str) -> str:
@@ -157,8 +164,8 @@ def _merged(sections: dict[str, Located], overrides: Mapping[str, Located], faul
     merged = dict(sections)
     for name, entry in overrides.items():
         known = merged.get(name)
-        if name == "site" and known is not None and isinstance(known.value, str) and isinstance(entry.value, dict):
-            known = Located(value={"extends": known}, place=known.place)
+        if name == "site" and known is not None and isinstance(entry.value, dict):
+            known = _as_mapping(known)
         is_both = known is not None and isinstance(known.value, dict) and isinstance(entry.value, dict)
         merged[name] = replace(known, value={**known.value, **entry.value}) if known and is_both else entry
     return merged

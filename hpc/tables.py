@@ -75,11 +75,10 @@ def _data_line(gathered: Gathered) -> str:
 
 def _data_text(row: RunRow) -> str:
     assert row.result is not None
-    train, val = row.setting("data", "train_images"), row.setting("data", "val_images")
-    test = sum(map(sum, row.result.confusion))
-    trained_on = f"{train:,} training images" if isinstance(train, int) else "all training images"
-    held_out = f"{val:,} validation images held out" if isinstance(val, int) and val else "no validation images"
-    return f"{row.result.data_name}, {trained_on}, {held_out}, {test:,} test images, {len(row.result.classes)} classes"
+    result = row.result
+    held_out = f"{result.val_images:,} validation images held out" if result.val_images else "no validation images"
+    counts = f"{result.train_images:,} training images, {held_out}, {result.test_images:,} test images"
+    return f"{result.data_name}, {counts}, {len(result.classes)} classes"
 
 
 def _hardware_line(gathered: Gathered) -> str:

@@ -94,20 +94,23 @@ def open_data(config: RunConfig, world: World) -> Arrays:
 def pin(attempt: Attempt, data_digest: str, world: World) -> RunRecord:
     """Compare with what the run was started with, or write it down at the first start.
 
-    Raises DataError for other data and ConfigError for other numeric keys; another world size or device is allowed and marked T2.
+    Raises DataError for other data and ConfigError for other numeric keys. Another world size, device or library version is allowed,
+    and marked T2.
     """
     now: dict[str, Any] = {
         **numeric_keys(attempt.config),
         "data_digest": data_digest,
         "world_size": world.size,
         "device": device_name(world),
+        **{f"version of {package}": version for package, version in provenance.versions().items()},
     }
     record = attempt.record
     if record.pinned is None:
         record = replace(record, pinned=now)
     else:
         _refuse_other_data(attempt, data_digest)
-        changed = {key: (record.pinned.get(key), value) for key, value in now.items() if record.pinned.get(key) != value}
+        # A key that came with a later version of the code is not there: it had its default then, and nothing is known to differ.
+        changed = {key: (record.pinned[key], value) for key, value in now.items() if record.pinned.get(key, value) != value}
         refused = changed.keys() & numeric_keys(attempt.config).keys()
         if refused and not attempt.allow_numeric_change:
             lines = "; ".join(f"{key}: {changed[key][0]} -> {changed[key][1]}" for key in sorted(refused))
@@ -311,7 +314,10 @@ class Trainer:
             parameters=count_parameters(self.engine.model),
             state_digest=state_digest(state),
             data_digest=self.arrays.digest,
-            data_name=self.arrays.name,
+            data_name=self.arrays.title,
+            train_images=len(self.splits.train),
+            val_images=len(self.splits.validation),
+            test_images=len(self.splits.test),
             classes=list(self.arrays.classes),
             train_loss=last.train_loss,
             last_val_top1_pct=last.val_top1_pct,

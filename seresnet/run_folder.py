@@ -147,7 +147,10 @@ class TrainResult:
     parameters: int
     state_digest: str
     data_digest: str
-    data_name: str
+    data_name: str  # for people: "CIFAR-10 (JPEG)"
+    train_images: int
+    val_images: int
+    test_images: int
     classes: list[str]
     train_loss: float | None
     last_val_top1_pct: float | None  # None without a validation split

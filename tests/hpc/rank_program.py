@@ -32,7 +32,8 @@ def finish() -> None:
         record = RunRecord.read(FOLDER)
         TrainResult(
             run_id=record.run_id, slug=record.slug, epochs=record.config["train"]["epochs"], step=1, parameters=1, state_digest="0",
-            data_digest="0", data_name="x", classes=["a"], train_loss=None, last_val_top1_pct=None, last_test_top1_pct=0.0,
+            data_digest="0", data_name="x",
+            train_images=1, val_images=0, test_images=1, classes=["a"], train_loss=None, last_val_top1_pct=None, last_test_top1_pct=0.0,
             last_test_loss=None, val_chosen_epoch=None, val_chosen_val_top1_pct=None, val_chosen_test_top1_pct=None, best_on_test_epoch=1,
             best_on_test_top1_pct=0.0, confusion=[[1]], seconds=0.0, attempts=GENERATION, tier="T1", world_size=1, device="cpu", amp="off",
             code_digest="0", commit=None,

@@ -104,7 +104,9 @@ def finish(folder: RunFolder, epochs: int = 2) -> None:
     """A result, as training writes it."""
     value = {
         **dict.fromkeys(("run_id", "slug", "state_digest", "data_digest", "data_name", "tier", "device", "amp", "code_digest"), "x"),
-        **dict.fromkeys(("step", "parameters", "best_on_test_epoch", "attempts", "world_size"), 1),
+        **dict.fromkeys(
+            ("step", "parameters", "best_on_test_epoch", "attempts", "world_size", "train_images", "val_images", "test_images"), 1
+        ),
         **dict.fromkeys(("last_test_top1_pct", "best_on_test_top1_pct", "seconds"), 1.0),
         **dict.fromkeys(("train_loss", "last_val_top1_pct", "last_test_loss", "val_chosen_epoch", "val_chosen_val_top1_pct"), None),
         **{"val_chosen_test_top1_pct": None, "classes": [], "confusion": [], "epochs": epochs, "commit": None},

@@ -238,3 +238,9 @@ def test_shipped_recipes_differ_in_attention_only() -> None:
         if value != getattr(getattr(seresnet, section), key)
     }
     assert different == {"model.attention"}
+
+
+def test_site_by_name_and_its_keys_are_one_request_on_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").write_text("base: {train.device: cpu}\nsite: {walltime_min: 9}\n")
+    spec = read_sweep(tmp_path / "sweep.yaml", ["site=slurm", "site.partition=low"])
+    assert spec.site.asked == {"walltime_min": 9, "extends": "slurm", "partition": "low"}, spec.site.asked

@@ -41,8 +41,9 @@ def test_momentum_buffers_of_zeros_give_torchs_own_updates(nesterov: bool) -> No
     ours, theirs = (torch.nn.Linear(3, 2) for _ in range(2))
     theirs.load_state_dict(copy.deepcopy(ours.state_dict()))
     config = OptimConfig(lr=0.1, nesterov=nesterov)
-    optimizers = build_optimizer(ours, config, fused=False), torch.optim.SGD(
-        theirs.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=nesterov
+    optimizers = (
+        build_optimizer(ours, config, fused=False),
+        torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=nesterov),
     )
     for step in range(3):
         for model, optimizer in zip((ours, theirs), optimizers, strict=True):
