@@ -20,6 +20,8 @@ from typing import Any, Literal
 from seresnet.errors import ConfigError
 from seresnet.strict_yaml import Bad, Faults, Located, Place, located, read_yaml
 
+#: Beside signal_delay_s: Slurm sends its warning up to 60 s early, Python and torch take up to a minute to start, and a minute of work.
+LEAST_TRAINING_S = 180
 SHIPPED = Path(__file__).resolve().parent.parent / "configs" / "site"
 
 
@@ -205,7 +207,19 @@ def _build(layers: list[_Layer], faults: Faults) -> Site:
     values = {name: setting.plain() for layer in layers for name, setting in layer.items()}
     if "setup" in values:
         values["setup"] = tuple(values["setup"])
-    return Site(**{"name": "unnamed", **values})
+    site = Site(**{"name": "unnamed", **values})
+    _refuse_no_time_to_train(site, layers)
+    return site
+
+
+def _refuse_no_time_to_train(site: Site, layers: list[_Layer]) -> None:
+    least = -(-(site.signal_delay_s + LEAST_TRAINING_S) // 60)
+    if site.scheduler == "slurm" and site.walltime_min < least:
+        place = next((layer[key].place for key in ("walltime_min", "signal_delay_s") for layer in reversed(layers) if key in layer), "site")
+        raise ConfigError(
+            f"{place}: site.walltime_min: {site.walltime_min} leaves no time to train: start-up takes up to a minute, and Slurm may warn "
+            f"{site.signal_delay_s} + 60 s before the end (signal_delay_s). Use {least} or more."
+        )
 
 
 def _problem(value: Any, hint: Any, rule: Mapping[str, int]) -> str | None:

@@ -87,7 +87,7 @@ def read_task(sweep: SweepFolder, name: str, stop: StopFlag, rank_command: Seque
         stop=stop,
         series=f"{name}@{job.job_id or secrets.token_hex(4)}",
         code_dir=code_dir.resolve() if code_dir.is_dir() else Path.cwd(),
-        env=_environment(os.environ, site, job),
+        env=_environment(os.environ, site),
         rank_command=rank_command,
     )
 
@@ -105,8 +105,8 @@ def _look_at_job(environ: Mapping[str, str], signal_delay_s: float, stop: StopFl
     return Job(job_id=job_id, restart_count=slurm.restart_count(environ), signal_delay_s=signal_delay_s, end_time=end_time)
 
 
-def _environment(environ: Mapping[str, str], site: Mapping[str, object], job: Job) -> dict[str, str]:
-    """What every child of this task is given: the site's folders, the deadline, nothing that writes under HOME on a cluster."""
+def _environment(environ: Mapping[str, str], site: Mapping[str, object]) -> dict[str, str]:
+    """What every child of this task is given: the site's folders, and nothing that writes under HOME on a cluster."""
     env = dict(environ)
     if site.get("data_dir"):
         env.setdefault("HPC_DATA_DIR", os.path.expandvars(str(site["data_dir"])))
@@ -114,8 +114,6 @@ def _environment(environ: Mapping[str, str], site: Mapping[str, object], job: Jo
         cache = Path(os.path.expandvars(str(site["cache_dir"])))
         for name, below in _CACHES.items():
             env.setdefault(name, str(cache / below))
-    if job.end_time is not None:
-        env["SERESNET_DEADLINE"] = str(job.end_time - STOP_BEFORE_END_S)
     env["PYTHONUNBUFFERED"] = "1"  # or a killed rank takes its last lines with it
     return env
 

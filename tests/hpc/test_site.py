@@ -129,3 +129,10 @@ def test_folders_expand_variables_and_name_the_one_that_is_missing(machine: Mach
     with pytest.raises(ConfigError, match=r"needs \$SCRATCH, which is not set here"):
         site.folder("data_dir")
     assert os.environ.get("SCRATCH") is None
+
+
+def test_a_walltime_that_leaves_no_time_to_train_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"a\.yaml:3: site\.walltime_min: 1 leaves no time to train: .* Use 4 or more\."):
+        read_site({"extends": "slurm", "walltime_min": 1}, where="a.yaml:3")
+    assert read_site({"extends": "slurm", "walltime_min": 4}).walltime_min == 4
+    assert read_site({"extends": "local", "walltime_min": 1}).scheduler == "local"

@@ -155,9 +155,8 @@ def test_a_disturbed_sweep_ends_with_the_bits_of_a_quiet_one(cluster: Cluster, u
         assert found.state_digest == quiet[name].state_digest, f"{name}: other bits than the undisturbed run"
         assert found.confusion == quiet[name].confusion
         assert [record.epoch for record in journal.read(RunFolder(path=run))] == list(range(1, found.epochs + 1))
-        print(
-            f"{name}: endings {sweep.endings(run)}, test {found.last_test_top1_pct:.2f} %, state_digest {found.state_digest[:16]} as undisturbed"
-        )
+        digest, endings = found.state_digest[:16], sweep.endings(run)
+        print(f"{name}: {endings}, test {found.last_test_top1_pct:.2f} %, state_digest {digest} as undisturbed")
         if FULL:
             assert found.last_test_top1_pct > 30, "ten classes: chance is 10 %"
 
