@@ -256,7 +256,8 @@ class LossWatch:
         """finite: 0-dim bool tensor on the device."""
         event = None
         if self._late:
-            finite = finite.to("cpu", non_blocking=True)
+            # Into pinned memory: a copy to pageable memory would wait for the device after all.
+            finite = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(finite, non_blocking=True)
             event = torch.cuda.Event()
             event.record()
         self._queue.append((event, finite))

@@ -60,7 +60,6 @@ def train(attempt: Attempt, world: World, stop: StopFlag) -> TrainResult | None:
 
     Raises Stopped after a stop request (state durable), Diverged, and ToolkitErrors for what the user or the files are to blame for.
     """
-    make_deterministic(attempt.config)
     arrays = open_data(attempt.config, world)
     record = pin(attempt, arrays.digest, world)
     engine, splits = build_engine(attempt.config, arrays, world)
@@ -68,7 +67,7 @@ def train(attempt: Attempt, world: World, stop: StopFlag) -> TrainResult | None:
 
 
 def make_deterministic(config: RunConfig) -> None:
-    """Threads, kernels and collectives for tier T1, before CUDA starts."""
+    """Threads, kernels and collectives for tier T1. Call it before CUDA and NCCL start: they read their settings once."""
     torch.set_num_threads(config.train.threads)
     if not config.train.deterministic:
         torch.backends.cudnn.benchmark = True

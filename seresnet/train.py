@@ -83,6 +83,7 @@ class _Process:
         owned = self._own(config_given) if self.rank == 0 else None
         from seresnet import recipe, world  # torch takes seconds: the handlers, the claim and its heart are in place
 
+        recipe.make_deterministic(self.config)
         self.world = world.join(self.config.train.device)
         record, claim = self.world.broadcast_object(owned)
         self.generation = claim.generation
