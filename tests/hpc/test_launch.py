@@ -5,7 +5,6 @@ Reading a sweep, a supervisor's work and a real cluster have tests of their own;
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -19,11 +18,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from hpc import code_snapshot, launcher, local, locks, slurm
+from hpc import launcher, local, locks, slurm
 from hpc.launch import main
 from hpc.launcher import Request, launch
-from hpc.local import LocalTask, Room
-from hpc.paths import Plan, Submission, Submissions, SweepFolder
+from hpc.paths import Plan, Submissions, SweepFolder
 from seresnet import attempts
 from seresnet.attempts import Claim, Owner
 from seresnet.config_file import config_from_dict
@@ -401,137 +399,6 @@ def test_a_lock_is_free_again_when_its_process_is_killed(tmp_path: Path) -> None
     holder.kill()
     holder.communicate()
     assert not locks.is_held(tmp_path / "x")
-
-
-# --- this machine ---
-
-STAND_IN = """\
-import pathlib, signal, sys, time
-sweep, task = pathlib.Path(sys.argv[2]), sys.argv[4].replace("/", "_")
-def stop(*_):
-    (sweep / f"{task}.saved").touch()
-    sys.exit(75)
-signal.signal(signal.SIGTERM, stop)
-(sweep / f"{task}.start").write_text(f"{time.time()} {pathlib.Path.cwd()}")
-print("hello from", task, flush=True)
-time.sleep(float((sweep / "seconds").read_text()))
-(sweep / f"{task}.stop").write_text(str(time.time()))
-"""
-
-
-class LocalBench:
-    """A sweep folder whose code snapshot holds a supervisor that sleeps."""
-
-    def __init__(self, root: Path, seconds: float) -> None:
-        self.sweep = SweepFolder(root)
-        self.entry = Submission(id="0001", created=0.0, code="0001", mode="local", tasks=())
-        package = self.sweep.code("0001") / "hpc"
-        package.mkdir(parents=True)
-        (package / "__init__.py").touch()
-        (package / "supervisor.py").write_text(STAND_IN)
-        (root / "seconds").write_text(str(seconds))
-
-    def run(self, tasks: Sequence[LocalTask], room: Room) -> bool:
-        return local.run_local(self.sweep, self.entry, tasks, room, Console(file=StringIO()), lambda listed: [])
-
-    def spans(self) -> list[tuple[float, float]]:
-        starts = sorted(self.sweep.path.glob("*.start"))
-        return [(float(path.read_text().split()[0]), float(path.with_suffix(".stop").read_text())) for path in starts]
-
-    def most_at_once(self) -> int:
-        spans = self.spans()
-        return max(sum(start <= moment < stop for start, stop in spans) for moment, _ in spans)
-
-
-def tasks(count: int, ranks: int = 1) -> list[LocalTask]:
-    return [LocalTask(name=f"0001/{index}", ranks=ranks) for index in range(count)]
-
-
-def test_at_most_max_parallel_tasks_run_at_once(tmp_path: Path) -> None:
-    bench = LocalBench(tmp_path, 0.3)
-    assert bench.run(tasks(5), Room(cores=64, max_parallel=2)) is False
-    assert len(bench.spans()) == 5
-    assert bench.most_at_once() == 2
-
-
-def test_without_a_cap_cores_decide_and_a_wide_task_runs_alone(tmp_path: Path) -> None:
-    bench = LocalBench(tmp_path, 0.3)
-    bench.run([*tasks(2), LocalTask(name="0001/2", ranks=4)], Room(cores=2))
-    spans = bench.spans()
-    assert bench.most_at_once() == 2
-    assert spans[2][0] >= max(stop for _, stop in spans[:2])
-
-
-def test_a_task_runs_in_the_code_snapshot_and_its_output_is_kept(tmp_path: Path) -> None:
-    bench = LocalBench(tmp_path, 0.0)
-    bench.run(tasks(1), Room(cores=1))
-    assert (tmp_path / "0001_0.start").read_text().split()[1] == str(tmp_path / "code" / "0001")
-    assert "hello from 0001_0" in bench.sweep.task_log("0001/0").read_text()
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stop_request_lets_every_child_save_and_starts_no_other(tmp_path: Path, number: signal.Signals) -> None:
-    bench = LocalBench(tmp_path, 60.0)
-
-    def press() -> None:
-        while len(list(tmp_path.glob("*.start"))) < 2:
-            time.sleep(0.05)
-        os.kill(os.getpid(), number)
-
-    presser = threading.Thread(target=press)
-    presser.start()
-    started = time.monotonic()
-    assert bench.run(tasks(3), Room(cores=64, max_parallel=2)) is True
-    presser.join()
-    assert sorted(path.name for path in tmp_path.glob("*.saved")) == ["0001_0.saved", "0001_1.saved"]
-    assert not (tmp_path / "0001_2.start").exists()
-    assert time.monotonic() - started < 20
-
-
-def test_gpus_are_leased_one_a_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b,GPU-c")
-    bench = LocalBench(tmp_path, 0.3)
-    leases: list[list[str]] = []
-    start = local._start
-
-    def spy(sweep: SweepFolder, task: LocalTask, gpus: list[str], code: Path) -> Any:
-        leases.append(gpus)
-        return start(sweep, task, gpus, code)
-
-    monkeypatch.setattr(local, "_start", spy)
-    bench.run([LocalTask(name=f"0001/{n}", ranks=2, needs_gpus=True) for n in range(2)], Room(cores=64))
-    assert bench.most_at_once() == 1, "two tasks of two ranks ran on three GPUs"
-    assert [len(set(lease)) for lease in leases] == [2, 2]
-
-
-def test_cuda_without_gpus_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with pytest.raises(SubmissionError, match="this machine shows 0 GPUs"):
-        local.check_fits([LocalTask(name="0001/0", ranks=1, needs_gpus=True)])
-
-
-# --- the code snapshot ---
-
-
-def test_a_snapshot_is_imported_instead_of_the_working_copy(tmp_path: Path) -> None:
-    folder = tmp_path / "code" / code_snapshot.snapshot_code(tmp_path / "code")
-    command = [sys.executable, "-c", "import hpc, seresnet; print(hpc.__file__, seresnet.__file__)"]
-    found = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=True).stdout.split()
-    assert found == [str(folder / "hpc" / "__init__.py"), str(folder / "seresnet" / "__init__.py")]
-
-
-def test_edited_code_is_a_new_snapshot_and_restored_code_the_old_one(tmp_path: Path) -> None:
-    root, codes = tmp_path / "work", tmp_path / "code"
-    for package in code_snapshot.PACKAGES:
-        (root / package).mkdir(parents=True)
-        (root / package / "a.py").write_text("x = 1\n")
-    assert code_snapshot.snapshot_code(codes, root) == "0001"
-    (root / "hpc" / "a.py").write_text("x = 2\n")
-    assert code_snapshot.snapshot_code(codes, root) == "0002"
-    (root / "hpc" / "a.py").write_text("x = 1\n")
-    assert code_snapshot.snapshot_code(codes, root) == "0001"
-    record = json.loads((codes / "0001" / "CODE.json").read_text())
-    assert record["digest"] == code_snapshot.code_digest(codes / "0001") == code_snapshot.code_digest(root)
 
 
 # --- the command ---
