@@ -9,7 +9,6 @@ import json
 import os
 import secrets
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,7 +38,8 @@ def snapshot_code(codes: Path, root: Path = ROOT) -> str:
         for package in PACKAGES:
             shutil.copytree(root / package, temp / package, ignore=shutil.ignore_patterns("__pycache__", "*.pyc", ".*"))
         # The files may have been edited while they were copied: what counts is what the jobs will import.
-        record = {"schema": CODE_SCHEMA, "digest": code_digest(temp), "commit": provenance.commit(), "dirty": is_dirty(root)}
+        commit, is_dirty = provenance.commit_and_dirty(root)
+        record = {"schema": CODE_SCHEMA, "digest": code_digest(temp), "commit": commit, "dirty": is_dirty}
         write_json_durably(temp / MARK, {**record, "created": time.time()})
         os.rename(temp, codes / number)
     finally:
@@ -55,16 +55,6 @@ def peek(codes: Path, root: Path = ROOT) -> tuple[str, bool]:
         if known == digest:
             return number, True
     return next_number([path.name for path in codes.iterdir()] if codes.is_dir() else []), False
-
-
-def is_dirty(root: Path = ROOT) -> bool | None:
-    """Whether the packages differ from the commit; None where git cannot tell."""
-    try:
-        command = ["git", "-C", str(root), "status", "--porcelain", "--", *PACKAGES]
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return bool(answer.stdout.strip())
 
 
 def code_digest(root: Path = ROOT) -> str:

@@ -32,6 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ToolkitError as error:
         print(error, file=sys.stderr)
         return 2
+    except OSError as error:
+        # A full disk names no file.
+        print(f"{error.filename or arguments.output or arguments.sweeps[0]}: {error.strerror or error}", file=sys.stderr)
+        return 2
     _show(comparison, written)
     return 0
 

@@ -13,15 +13,16 @@ from hpc.local import LocalTask
 from hpc.paths import Plan, PlannedFolder, Submissions, SweepFolder, task_name
 from hpc.site import Site
 from hpc.slurm import TaskShape
-from hpc.states import MISSING, OWNED, Queue, RunState, run_states
+from hpc.states import MISSING, OWNED, Queue, RunState, State, run_states
 from hpc.sweep import PlannedRun, SweepSpec
+from seresnet import attempts
 from seresnet.config import numeric_keys
 from seresnet.config_file import show_value
 from seresnet.errors import ConfigError
-from seresnet.run_folder import RunRecord
+from seresnet.run_folder import RunFolder, RunRecord
 
-#: Words that --retry takes beside the names of runs.
-RETRY_WORDS = ("failed", "lost", "all")
+#: Words that --retry takes beside the names of runs -> the states that they stand for.
+RETRY_WORDS: dict[str, tuple[State, ...]] = {"failed": ("failed",), "lost": ("lost",), "all": (*MISSING, "failed")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,11 @@ class Draft:
     def left_failed(self) -> tuple[RunState, ...]:
         """Failed runs that nobody asked to retry."""
         return tuple(state for state in self.states if state.state == "failed" and state.run_id not in self.sent_run_ids)
+
+    @property
+    def left_missing(self) -> tuple[RunState, ...]:
+        """What a plain launch would send and this one, with --retry, does not."""
+        return tuple(state for state in self.states if state.state in MISSING and state.run_id not in self.sent_run_ids)
 
 
 def make_draft(
@@ -105,7 +111,7 @@ def merged_plan(old: Plan | None, spec: SweepSpec, runs: Sequence[PlannedRun]) -
 
 
 def choose(states: Sequence[RunState], retry: Sequence[str], plan: Plan) -> set[str]:
-    """Run ids to send: what is missing, and what --retry adds. Named runs are sent alone; raises ConfigError if one cannot be."""
+    """Run ids to send: what is missing, or exactly what --retry names, all of it together; raises ConfigError if a run cannot be sent."""
     named = {plan.find(word) for word in retry if word not in RETRY_WORDS}
     by_id = {state.run_id: state for state in states}
     for run_id in named:
@@ -113,10 +119,8 @@ def choose(states: Sequence[RunState], retry: Sequence[str], plan: Plan) -> set[
         if state not in (*MISSING, "failed"):
             advice = "Move its result.json away to train it again." if state == "finished" else "It cannot be sent a second time."
             raise ConfigError(f"--retry {plan.runs[run_id].slug}: this run is {state}. {advice}")
-    if named:
-        return named
-    wanted = {*MISSING, "failed"} if {"failed", "all"} & set(retry) else set(MISSING)
-    return {state.run_id for state in states if state.state in wanted}
+    wanted = {state for word in retry for state in RETRY_WORDS.get(word, ())} if retry else set(MISSING)
+    return named | {state.run_id for state in states if state.state in wanted}
 
 
 def with_tasks(draft: Draft, batches: Sequence[tuple[str, Batch]]) -> Plan:
@@ -136,6 +140,21 @@ def local_tasks(draft: Draft, submission_id: str) -> tuple[LocalTask, ...]:
         threads = max(config.threads for config in configs)
         tasks.append(LocalTask(name=task_name(submission_id, index), ranks=ranks, threads=threads, needs_gpus=is_cuda))
     return tuple(tasks)
+
+
+def known_record(folder: RunFolder) -> RunRecord | None:
+    """run.yaml as an earlier launch and the run's starts left it; None if there is none.
+
+    A damaged one counts as none while the run has not started: it holds nothing that a launch does not know. Raises ConfigError after.
+    """
+    if not folder.run_yaml.exists():
+        return None
+    try:
+        return RunRecord.read(folder)
+    except ConfigError:
+        if attempts.newest_generation(folder) == 0:
+            return None
+        raise
 
 
 def is_owned(draft: Draft) -> bool:
@@ -170,7 +189,8 @@ def _refuse_changed_pins(sweep: SweepFolder, plan: Plan, runs: Sequence[PlannedR
     faults = []
     for run in runs:
         folder = sweep.run_folder(run.run_id, plan)
-        pinned = (RunRecord.read(folder).pinned or {}) if folder.run_yaml.exists() else {}
+        record = known_record(folder)
+        pinned = (record.pinned or {}) if record else {}
         for dotted, value in numeric_keys(run.config).items():
             if dotted in pinned and pinned[dotted] != value:
                 faults.append(

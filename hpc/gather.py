@@ -4,34 +4,22 @@ Reads files and nothing else: no scheduler, no network, no torch. A torn or fore
 invariant: the same files give the same rows in the same order, whatever order the file system lists them in.
 """
 
-import json
-import math
 import re
-import types
-import typing
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hpc.paths import Plan, SweepFolder
 from seresnet import attempts, journal
 from seresnet.errors import ConfigError, ToolkitError
+from seresnet.exits import After, after_ending
 from seresnet.journal import EpochRecord
-from seresnet.run_folder import RunFolder, RunRecord, TrainResult
+from seresnet.record_types import conforms
+from seresnet.run_folder import RunFolder, RunRecord, TrainResult, is_finished
 
-#: The state that a run without a result is in, by the ending of its newest attempt. Anything else is unfinished: it may go on.
-STATE_OF_ENDING = {
-    "crashed": "failed",
-    "killed": "failed",
-    "hung": "failed",
-    "out_of_memory": "failed",
-    "user_error": "failed",
-    "diverged": "diverged",
-    "cancelled": "cancelled",
-    "cancelled_by_user": "cancelled",
-    "cancelled_by_site": "cancelled",
-}
+#: The state that a run without its result is in, by what the ending of its newest attempt means.
+_STATE_AFTER: dict[After, str] = {"finished": "unfinished", "interrupted": "unfinished", "cancelled": "cancelled", "failed": "failed"}
 
 #: Every state, in the order in which tables count them.
 STATES = ("finished", "failed", "diverged", "cancelled", "unfinished", "unreadable", "missing")
@@ -147,21 +135,30 @@ def _state(folder: RunFolder, record: RunRecord | None, result: TrainResult | No
         if read is None and path.exists():
             return "unreadable", ending, f"{path.name} is not used, see the skipped files"
     if result is not None:
-        return _state_with_result(record, result, ending)
+        return _state_with_result(folder, record, result, ending, reason)
     if ending is None:
         return ("unfinished", None, reason) if reason else ("missing", None, "never started")
     if ending == "finished":
         return "unfinished", ending, "ended as finished, but there is no result.json"
-    return STATE_OF_ENDING.get(ending, "unfinished"), ending, reason or ending
+    return state_after(ending), ending, reason or ending
 
 
-def _state_with_result(record: RunRecord | None, result: TrainResult, ending: str | None) -> tuple[str, str | None, str]:
+def state_after(ending: str) -> str:
+    """The state of a run without its result. Tables tell diverged from failed: it says something about the arm."""
+    return "diverged" if ending == "diverged" else _STATE_AFTER[after_ending(ending)]
+
+
+def _state_with_result(
+    folder: RunFolder, record: RunRecord | None, result: TrainResult, ending: str | None, reason: str
+) -> tuple[str, str | None, str]:
     if record is None:
         return "unreadable", ending, "there is a result.json but no run.yaml"
-    planned = record.config["train"]["epochs"]
-    if result.epochs < planned:  # train.epochs was raised after the run had finished
-        return "unfinished", ending, f"has a result of {result.epochs} epochs, run.yaml asks for {planned}"
-    return "finished", ending, ""
+    if is_finished(folder, record.epochs):
+        return "finished", ending, ""
+    # train.epochs was raised after the run had finished
+    state = state_after(ending) if ending else "unfinished"
+    short = f"has a result of {result.epochs} epochs, run.yaml asks for {record.epochs}"
+    return state, ending, short if state == "unfinished" else f"{reason or ending}; {short}"
 
 
 def _newest_ending(folder: RunFolder, notes: _Notes) -> tuple[str | None, str]:
@@ -187,7 +184,7 @@ def _read_record(folder: RunFolder, run_id: str, notes: _Notes) -> RunRecord | N
         if record.run_id != run_id:
             raise ValueError(f"belongs to run {record.run_id!r}, plan.json says {run_id!r}")
         train = record.config["train"]
-        if not (_conforms(train["seed"], int) and _conforms(train["epochs"], int)):
+        if not (conforms(train["seed"], int) and conforms(train["epochs"], int)):
             raise ValueError("train.seed or train.epochs is not a number")
         return record
     except (ToolkitError, OSError, ValueError, KeyError, TypeError) as error:
@@ -198,28 +195,12 @@ def _read_record(folder: RunFolder, run_id: str, notes: _Notes) -> RunRecord | N
 def _read_result(folder: RunFolder, run_id: str, notes: _Notes) -> TrainResult | None:
     try:
         result = TrainResult.read(folder)
-        if result is not None:
-            _check_result(result, run_id)
+        if result is not None and result.run_id != run_id:
+            raise ValueError(f"belongs to run {result.run_id!r}, plan.json says {run_id!r}")
         return result
     except (ToolkitError, OSError, ValueError) as error:
         notes.skip(_name(folder, folder.result), _short(error, folder))
         return None
-
-
-def _check_result(result: TrainResult, run_id: str) -> None:
-    """TrainResult.read takes any JSON of the right keys; a table must not."""
-    if result.run_id != run_id:
-        raise ValueError(f"belongs to run {result.run_id!r}, plan.json says {run_id!r}")
-    bad = _misfits(result)
-    if bad:
-        raise ValueError("wrong type or not finite: " + ", ".join(bad))
-    size = len(result.classes)
-    if len(result.confusion) != size or any(len(row) != size for row in result.confusion):
-        raise ValueError(f"confusion is not {size} x {size}")
-    for key in ("last_test_top1_pct", "best_on_test_top1_pct", "val_chosen_test_top1_pct"):
-        value = getattr(result, key)
-        if value is not None and not 0 <= value <= 100:
-            raise ValueError(f"{key} is {value}, not a percentage")
 
 
 def _read_history(folder: RunFolder, notes: _Notes) -> tuple[EpochRecord, ...]:
@@ -228,28 +209,16 @@ def _read_history(folder: RunFolder, notes: _Notes) -> tuple[EpochRecord, ...]:
         records = journal.read(folder) if paths else []
         for path in paths:
             _note_bad_lines(folder, path, notes)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError) as error:
         notes.skip(_name(folder, folder.metrics), f"not a journal: {_short(error, folder)}")
         return ()
-    sound = [record for record in records if not _misfits(record)]
-    if len(sound) < len(records):
-        notes.skip(_name(folder, folder.metrics), f"{len(records) - len(sound)} records hold values of the wrong type")
-    return tuple(sound)
+    return tuple(records)
 
 
 def _note_bad_lines(folder: RunFolder, path: Path, notes: _Notes) -> None:
-    names = {key.name for key in fields(EpochRecord)}
-    bad = sum(1 for line in path.read_bytes().splitlines() if line.strip() and not _has_keys(line, names))
+    bad = sum(1 for line in path.read_bytes().splitlines() if line.strip() and journal.parse(line) is None)
     if bad:
         notes.skip(_name(folder, path), f"{bad} torn or foreign line{'s' if bad > 1 else ''}")
-
-
-def _has_keys(line: bytes, names: set[str]) -> bool:
-    try:
-        value = json.loads(line)
-    except ValueError:
-        return False
-    return isinstance(value, dict) and names <= value.keys()
 
 
 def _note_foreign_folders(sweep: SweepFolder, plan: Plan, notes: _Notes) -> None:
@@ -259,27 +228,6 @@ def _note_foreign_folders(sweep: SweepFolder, plan: Plan, notes: _Notes) -> None
             continue
         if _RUN_FOLDER_NAME.fullmatch(path.name) or (path / "run.yaml").exists():
             notes.skip(path.name, "a run that is not in plan.json")
-
-
-def _misfits(record: Any) -> list[str]:
-    """Names of a record's fields whose values are not of the annotated type, or not finite."""
-    hints = typing.get_type_hints(type(record))
-    return [key.name for key in fields(record) if not _conforms(getattr(record, key.name), hints[key.name])]
-
-
-def _conforms(value: Any, hint: Any) -> bool:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is types.UnionType:
-        return any(_conforms(value, arg) for arg in args)
-    if origin is list:
-        return isinstance(value, list) and all(_conforms(item, args[0]) for item in value)
-    if origin is dict:
-        return isinstance(value, dict) and all(_conforms(item, args[1]) for item in value.values())
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, hint)
 
 
 def _name(folder: RunFolder, path: Path) -> str:

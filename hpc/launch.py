@@ -18,12 +18,12 @@ examples:
   python -m hpc.launch --sweep configs/ablation.yaml optim.lr=0.05 site.walltime_min=240
 
 Launching again sends what is missing: runs that never started, were lost or were cancelled by you.
-exit: 0 sent, finished or nothing left; 1 something did not finish; 2 nothing was sent because of an error.
+exit: 0 sent, finished or nothing left; 1 something did not finish; 2 an error: nothing more was sent than what "sent ..." says.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; an error that a user or a cluster can cause is text and exit 2, never a traceback."""
+    """Run the command; what a user, a cluster or a disk can cause is text and exit 2 (130: Ctrl-C), never a traceback."""
     args = build_parser().parse_intermixed_args(argv)
     try:
         from hpc.launcher import Request, launch
@@ -43,6 +43,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ToolkitError as error:
         print(error, file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"{error.filename}: {error.strerror}" if error.filename else error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -58,8 +64,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--runs-dir", metavar="DIR", type=Path, help="where sweeps lie (default: the site's runs_dir, else runs)")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and what would be sent; write nothing")
     parser.add_argument("--local", action="store_true", help="train on this machine even if there is a SLURM")
-    parser.add_argument("--max-parallel", metavar="N", type=_positive, help="local tasks at a time (default: cores / ranks)")
-    parser.add_argument("--retry", metavar="WHAT", action="append", default=[], help="failed, lost, all, or a run: send these again too")
+    parser.add_argument("--max-parallel", metavar="N", type=_positive, help="local tasks at a time (default: as many as the cores hold)")
+    parser.add_argument("--retry", metavar="WHAT", action="append", default=[], help="failed, lost, all or a run: send these alone")
     parser.add_argument("--explain", metavar="KEY", action="append", default=[], help="print a key's value and where it comes from")
     parser.add_argument("--wait", action="store_true", help="stay until the SLURM jobs are over, showing progress")
     return parser

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -10,7 +11,7 @@ from rich.text import Text
 from hpc import code_snapshot, local, slurm
 from hpc.draft import Draft, local_tasks
 from hpc.login_data import data_text, distinct_data
-from hpc.plan_view import ArmRow, PlanSummary
+from hpc.plan_view import ArmRow, PlanSummary, count
 from hpc.progress_view import one_line
 from hpc.queues import job_name
 from hpc.states import RunState
@@ -56,8 +57,8 @@ def print_dry_run(console: Console, draft: Draft) -> None:
             slugs = ", ".join(draft.runs[run_id].slug for run_id in pack)
             console.print(Text(f"task {submission_id}/{index}: {slugs}"), soft_wrap=True)
         if not draft.is_local:
-            name = job_name(draft.plan, submission_id)
-            console.print(Text(f"\n--- sbatch script of {submission_id} ---", style="bold"))
+            name, remark = _job_name(draft, submission_id)
+            console.print(Text(f"\n--- sbatch script of {submission_id}{remark} ---", style="bold"))
             text = slurm.script(draft.sweep.logs, code, draft.site, batch.shape, name, len(batch.packs))
             console.print(Text(text.rstrip()), soft_wrap=True)
     if draft.is_local:
@@ -69,6 +70,8 @@ def print_dry_run(console: Console, draft: Draft) -> None:
 def nothing_left_text(draft: Draft) -> str:
     """Why nothing is sent."""
     waiting = [state for state in draft.states if state.state not in ("finished", "failed")]
+    if draft.left_missing:
+        return f"nothing to send: no run is what --retry names, and {count(len(draft.left_missing), 'run')} a plain launch would send"
     if draft.left_failed:
         return "nothing to send: what is left has failed"
     if waiting:
@@ -104,9 +107,16 @@ def _site_text(draft: Draft, room: local.Room) -> str:
 
 def _code_text(draft: Draft) -> str:
     number, is_taken = code_snapshot.peek(draft.sweep.codes)
-    commit = provenance.commit()
-    changed = ", with uncommitted changes" if commit and code_snapshot.is_dirty() else ""
+    commit, is_dirty = provenance.commit_and_dirty(code_snapshot.ROOT)
+    changed = ", with uncommitted changes" if commit and is_dirty else ""
     return f"{number}{'' if is_taken else ' (new)'}, {f'commit {commit[:12]}' if commit else 'no commit known'}{changed}"
+
+
+def _job_name(draft: Draft, submission_id: str) -> tuple[str, str]:
+    """The array's name as it would be sent, and a remark where the first launch is still to draw a part of it."""
+    if draft.sweep.plan.exists():
+        return job_name(draft.plan, submission_id), ""
+    return job_name(replace(draft.plan, salt="X" * 8), submission_id), " (XXXXXXXX: drawn at the first launch)"
 
 
 def _notes(draft: Draft) -> list[str]:
@@ -115,7 +125,9 @@ def _notes(draft: Draft) -> list[str]:
         notes.append(f"note: {draft.problem}, so runs of earlier submissions count as queued")
     dropped = sum(not entry.arms for entry in draft.plan.runs.values())
     if dropped:
-        notes.append(f"note: {dropped} earlier run{'' if dropped == 1 else 's'} no longer asked for, left alone")
+        notes.append(f"note: {count(dropped, 'earlier run')} no longer asked for, left alone")
+    if draft.left_missing and draft.batches:
+        notes.append(f"note: {count(len(draft.left_missing), 'missing run')} not sent, because --retry sends what it names alone")
     if draft.left_failed:
         names = ", ".join(f"{state.slug} ({state.ending})" for state in draft.left_failed[:5])
         more = f" and {len(draft.left_failed) - 5} more" if len(draft.left_failed) > 5 else ""

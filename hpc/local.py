@@ -6,6 +6,7 @@ whatever ends the launcher by a signal it can catch, every child is asked to sav
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -25,6 +26,9 @@ from seresnet.errors import SubmissionError
 _POLL_S = 0.1
 #: Saving is one checkpoint of a small network; the supervisor itself gives its ranks 12 s and its mirror 8 s.
 _GRACE_S = 40.0
+#: A child that took the job around this launcher for its own would requeue it. SLURM_CONF is how clients find the controller; and with
+#: PYTHONSAFEPATH `python -m` does not look into the working directory, which is the snapshot.
+_NOT_FOR_CHILDREN = re.compile(r"(SLURMD?_(?!CONF$|CLUSTERS$)|SBATCH_|SRUN_|SUBMITIT_|PMIX?_|PYTHONSAFEPATH$)")
 
 Listed = Mapping[str, Literal["pending", "running"]]  # task -> whether it waits here or runs; those that ended are absent
 Look = Callable[[Listed], Sequence[RunProgress]]  # -> a row a run
@@ -101,6 +105,17 @@ class _Children:
             with contextlib.suppress(ProcessLookupError):
                 child.send_signal(number)
 
+    def stop_and_wait(self) -> None:
+        """Ask what runs to save, and return when it has ended: the caller holds the lock that says that these tasks have somebody."""
+        self.waiting.clear()
+        self.send(signal.SIGTERM)
+        asked = time.monotonic()
+        while self.running:
+            if self.stop_requests > 1 or time.monotonic() - asked > _GRACE_S:
+                self.send(signal.SIGKILL)
+            time.sleep(_POLL_S)
+            self.reap()
+
 
 def run_local(sweep: SweepFolder, submission: Submission, tasks: Sequence[LocalTask], room: Room, console: Console, look: Look) -> bool:
     """Run the tasks of a submission to their end, showing progress; True if somebody asked to stop before that.
@@ -164,7 +179,9 @@ def visible_gpus() -> list[str]:
 def _start(sweep: SweepFolder, task: LocalTask, gpus: list[str], code: Path) -> subprocess.Popen[bytes]:
     # Not the site's python: that one is for the job side, and may need its container.
     command = [sys.executable, "-m", "hpc.supervisor", "--sweep", str(sweep.path.resolve()), "--task", task.name]
-    environ = {**os.environ, **({"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if task.needs_gpus else {})}
+    environ = {name: value for name, value in os.environ.items() if not _NOT_FOR_CHILDREN.match(name)}
+    if task.needs_gpus:
+        environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     log = sweep.task_log(task.name)
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "ab") as output:
@@ -183,8 +200,6 @@ def _catching(children: _Children) -> Iterator[None]:
     try:
         yield
     finally:
-        for child in children.running.values():  # only after an error of our own
-            with contextlib.suppress(ProcessLookupError):
-                child.terminate()
+        children.stop_and_wait()  # something runs here only after an error of our own
         for number, handler in before.items():
             signal.signal(number, handler)

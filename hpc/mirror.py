@@ -23,17 +23,15 @@ from seresnet import attempts, journal
 from seresnet.config import KeyClass, RunConfig, iter_keys
 from seresnet.durable import write_json_durably
 from seresnet.errors import ToolkitError
+from seresnet.exits import after_ending
 from seresnet.journal import EpochRecord
-from seresnet.run_folder import CheckpointName, RunFolder, RunRecord, TrainResult
+from seresnet.run_folder import CheckpointName, RunFolder, RunRecord, TrainResult, is_finished
 
 log = logging.getLogger("hpc.mirror")
 
 POLL_S = 2.0
 
 _MOST_RESTARTS = 2
-
-#: Endings after which the run goes on in a later attempt.
-_GOES_ON = ("preempted", "timed_out", "node_failed", "stopped", "fenced")
 
 CURSOR_SCHEMA = 1
 
@@ -125,7 +123,8 @@ class Mirror:
         """Log every epoch that a durable checkpoint covers and W&B does not have; finish the W&B run when the run is finished."""
         if published.is_done:
             return
-        result = TrainResult.read(published.folder)
+        # A result of fewer epochs than are asked for now is none yet: the run is being carried on.
+        result = TrainResult.read(published.folder) if is_finished(published.folder) else None
         if published.run is None and not self._open(published, result):
             return
         for record in durable_records(published.folder, is_finished=result is not None):
@@ -198,7 +197,8 @@ class Mirror:
             return
         generation = attempts.newest_generation(published.folder)
         end = attempts.read_end(published.folder, generation) if generation else None
-        if end is None or end.ending in _GOES_ON:
+        # finished: of an earlier number of epochs, or it would have been closed as complete.
+        if end is None or after_ending(end.ending) in ("interrupted", "finished"):
             published.run.mark_preempting()
         self._finish(published, exit_code=1)
 

@@ -158,22 +158,26 @@ class Submissions:
     """submission.json: every submission of a sweep, oldest first. Read and replaced only under `launch_lock`."""
 
     submissions: tuple[Submission, ...] = ()
+    planned: tuple[str, ...] = ()  # ids in plan.json's tasks, which outlives a submission.json that was moved away; not written
 
     def write(self, folder: SweepFolder) -> None:
         """Replace submission.json durably."""
-        _write(folder.submission, {"schema": SUBMISSION_SCHEMA, **dataclasses.asdict(self)})
+        entries = [dataclasses.asdict(entry) for entry in self.submissions]
+        _write(folder.submission, {"schema": SUBMISSION_SCHEMA, "submissions": entries})
 
     @classmethod
     def read(cls, folder: SweepFolder) -> "Submissions":
-        """Empty before the first submission; raises ConfigError for a record that is not of this version."""
+        """Without entries before the first submission; raises ConfigError for a record that is not of this version."""
+        plan = Plan.read_or_none(folder)
+        planned = tuple(dict.fromkeys(filter(None, map(submission_id, plan.tasks)))) if plan else ()
         if not folder.submission.exists():
-            return cls()
-        value = _read(folder.submission, SUBMISSION_SCHEMA, "Move it away to forget past submissions.")
+            return cls(planned=planned)
+        value = _read(folder.submission, SUBMISSION_SCHEMA, "Move it away: queued jobs are then found by their names.")
         try:
-            entries = [Submission(**{**entry, "tasks": tuple(entry["tasks"])}) for entry in value["submissions"]]
-        except (TypeError, KeyError) as error:
+            entries = tuple(_submission(entry) for entry in value["submissions"])
+        except (TypeError, KeyError, ValueError) as error:
             raise _damaged(folder.submission, error) from error
-        return cls(submissions=tuple(entries))
+        return cls(submissions=entries, planned=planned)
 
     def get(self, submission_id: str) -> Submission | None:
         """The submission of this id, e.g. of the part of a task's name before the slash."""
@@ -182,12 +186,12 @@ class Submissions:
     def with_entry(self, entry: Submission) -> "Submissions":
         """A copy in which entry is new or replaces the one of its id."""
         if self.get(entry.id) is None:
-            return Submissions(submissions=(*self.submissions, entry))
-        return Submissions(submissions=tuple(entry if known.id == entry.id else known for known in self.submissions))
+            return dataclasses.replace(self, submissions=(*self.submissions, entry))
+        return dataclasses.replace(self, submissions=tuple(entry if known.id == entry.id else known for known in self.submissions))
 
     def next_id(self) -> str:
-        """The id of the next submission; ids are never used twice."""
-        return f"{max((int(entry.id) for entry in self.submissions), default=0) + 1:04d}"
+        """The id of the next submission; ids are never used twice, or queued jobs would train other runs."""
+        return next_number([*(entry.id for entry in self.submissions), *self.planned])
 
 
 def task_name(submission_id: str, index: int) -> str:
@@ -195,9 +199,26 @@ def task_name(submission_id: str, index: int) -> str:
     return f"{submission_id}/{index}"
 
 
+def submission_id(task: str) -> str | None:
+    """The submission that a task's name begins with; None for a task of no submission (hpc.single)."""
+    prefix = task.partition("/")[0]
+    return prefix if _is_number(prefix) else None
+
+
 def next_number(names: Sequence[str]) -> str:
     """The four-digit number after the highest of names; others than numbers are ignored."""
-    return f"{max((int(name) for name in names if name.isdigit()), default=0) + 1:04d}"
+    return f"{max((int(name) for name in names if _is_number(name)), default=0) + 1:04d}"
+
+
+def _is_number(name: str) -> bool:
+    return name.isascii() and name.isdigit()
+
+
+def _submission(entry: Mapping[str, Any]) -> Submission:
+    submission = Submission(**{**entry, "tasks": tuple(entry["tasks"])})
+    if not isinstance(submission.id, str) or not _is_number(submission.id):
+        raise ValueError(f"id {submission.id!r} is not a number such as 0001")
+    return submission
 
 
 def _planned_folder(entry: Mapping[str, Any]) -> PlannedFolder:

@@ -57,7 +57,8 @@ class PlanSummary:
 def make_console(file: IO[str] | None = None) -> Console:
     """A console for stdout or file: colours and the terminal's width on a terminal, else plain text that is not folded."""
     target = file or sys.stdout
-    width = int(os.environ.get("COLUMNS") or 0) or None
+    columns = os.environ.get("COLUMNS", "")
+    width = (int(columns) if columns.isdecimal() else 0) or None
     if not target.isatty():
         return Console(file=target, width=width or _PLAIN_WIDTH, no_color=True, highlight=False)
     return Console(file=target, width=width, highlight=False)
@@ -88,11 +89,11 @@ def totals_text(plan: PlanSummary) -> str:
     known = [state for state in plan.states if state != "new"]
     parts = [states_text(known)] if known else []
     if plan.runs_to_send:
-        shapes = ", ".join(f"{n} x {_count(ranks, 'rank')}" for ranks, n in sorted(Counter(plan.task_ranks).items()))
-        parts.append(f"{plan.runs_to_send} to send as {_count(len(plan.task_ranks), 'task')} ({shapes})")
+        shapes = ", ".join(f"{n} x {count(ranks, 'rank')}" for ranks, n in sorted(Counter(plan.task_ranks).items()))
+        parts.append(f"{plan.runs_to_send} to send as {count(len(plan.task_ranks), 'task')} ({shapes})")
     else:
         parts.append("nothing to send")
-    return f"{_count(len(plan.states), 'run')} in {_count(len(plan.arms), 'arm')}: {', '.join(parts)}."
+    return f"{count(len(plan.states), 'run')} in {count(len(plan.arms), 'arm')}: {', '.join(parts)}."
 
 
 def states_text(states: Sequence[State]) -> str:
@@ -103,6 +104,11 @@ def states_text(states: Sequence[State]) -> str:
 def state_style(state: str) -> str:
     """The colour in which a state is shown on a terminal."""
     return _COLOURS.get(state, "")
+
+
+def count(number: int, noun: str) -> str:
+    """For example "1 rank", "2 ranks"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _arms_table(console: Console, plan: PlanSummary) -> Table:
@@ -116,7 +122,3 @@ def _arms_table(console: Console, plan: PlanSummary) -> Table:
         ranks = "/".join(str(number) for number in sorted(set(arm.ranks)))
         table.add_row(Text(arm.name), str(len(arm.states)), ranks, states_text(arm.states), str(arm.to_send))
     return table
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -116,16 +116,26 @@ class LineLog:
 
 @contextlib.contextmanager
 def showing(console: Console) -> Iterator[Callable[[Callable[[], Sequence[RunProgress]], bool], None]]:
-    """A function that takes a look now and then (or at once, when told) and shows it: redrawn on a terminal, else as lines."""
-    next_look = 0.0
+    """A function that takes a look now and then (or at once, when told) and shows it: redrawn on a terminal, else as lines.
+
+    It never raises for what a look raises, but says so once: one bad file among a sweep's must not end the runs that are watched.
+    """
+    next_look, is_warned = 0.0, False
     lines = LineLog(console)
     with Live(console=console, auto_refresh=False) if console.is_terminal else contextlib.nullcontext() as live:
 
         def show(look: Callable[[], Sequence[RunProgress]], at_once: bool) -> None:
-            nonlocal next_look
+            nonlocal next_look, is_warned
             if not at_once and time.monotonic() < next_look:
                 return
-            rows = look()
+            try:
+                rows = look()
+            except Exception as error:
+                next_look = time.monotonic() + _LINE_EVERY_S
+                if not is_warned:
+                    console.print(Text(f"progress cannot be shown, what runs goes on: {error}"), soft_wrap=True)
+                is_warned = True
+                return
             # Reading 1,000 journals takes a while: look less often rather than spend the cores that train.
             next_look = time.monotonic() + max(_LOOK_S, len(rows) * 0.02)
             if live is None:

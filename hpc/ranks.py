@@ -18,8 +18,9 @@ from pathlib import Path
 
 from hpc.slurm import stop_signals_blocked
 from seresnet import attempts
+from seresnet.errors import ConfigError
 from seresnet.exits import ENDING_OF_EXIT, Exit, ending_of_status
-from seresnet.run_folder import RunFolder
+from seresnet.run_folder import RunFolder, is_finished
 from seresnet.signals import die_with_parent
 
 #: From a stop request to SIGKILL: of 30 s of grace, ranks have 12 (design.md, "Stopping").
@@ -149,7 +150,8 @@ def describe(folder: RunFolder, generation: int, outcome: Outcome) -> Descriptio
     """Judge an attempt by its ranks' statuses and what they wrote before they exited."""
     if outcome.culprit is not None:
         return _describe_failure(folder, generation, outcome.culprit, outcome.statuses[outcome.culprit])
-    if outcome.statuses[0] == 0 and folder.result.exists():
+    is_complete, lack = _look_at_result(folder)
+    if outcome.statuses[0] == 0 and is_complete:
         return Description(ending="finished", code=0, reason="finished")
     if outcome.stop_reason is not None:
         how = f"ranks did not stop within {STOP_LIMIT_S:.0f} s" if outcome.was_killed_by_us else "state saved"
@@ -159,7 +161,16 @@ def describe(folder: RunFolder, generation: int, outcome: Outcome) -> Descriptio
     if Exit.STOPPED in outcome.statuses:
         said = attempts.read_rank_exit(folder, generation)
         return Description(ending="stopped", code=Exit.STOPPED, reason=str(said.get("reason", "a rank was told to stop")))
-    return Description(ending="crashed", code=1, reason="every rank exited 0, and there is no result.json")
+    return Description(ending="crashed", code=1, reason=f"every rank exited 0, and {lack}")
+
+
+def _look_at_result(folder: RunFolder) -> tuple[bool, str]:
+    """Whether there is a result of all epochs, and what is wrong if there is none."""
+    try:
+        lack = "result.json has fewer epochs than run.yaml asks for" if folder.result.exists() else "there is no result.json"
+        return is_finished(folder), lack
+    except ConfigError as error:
+        return False, str(error)
 
 
 def _describe_failure(folder: RunFolder, generation: int, rank: int, status: int) -> Description:

@@ -1,26 +1,41 @@
 """One run as a sweep of one, for `python -m hpc.supervisor RUN.yaml` and sbatch/train.sh: the same folders, resume and requeue.
 
 The sweep is runs/<name of the file>; started again with the same config it goes on where it was, with another config it adds a run.
+A job that Slurm has restarted goes on with the run that it began, whatever the file says by now.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
+import json
+import logging
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from secrets import token_hex
+from typing import Any
 
-from hpc import locks
+from hpc import locks, slurm
 from hpc.paths import Plan, PlannedFolder, SweepFolder
 from seresnet.config import RunConfig, run_id, slug, to_dict
 from seresnet.config_file import read_run_config
-from seresnet.errors import SubmissionError
+from seresnet.durable import write_json_durably
+from seresnet.errors import ConfigError, SubmissionError
 from seresnet.run_folder import RunRecord
 
+log = logging.getLogger("hpc.supervisor")
 
-def sweep_of_one(path: Path, overrides: Sequence[str], runs_dir: Path = Path("runs")) -> tuple[SweepFolder, str]:
+
+def sweep_of_one(
+    path: Path, overrides: Sequence[str], runs_dir: Path = Path("runs"), environ: Mapping[str, str] = os.environ
+) -> tuple[SweepFolder, str]:
     """Write the run's folder and its place in the plan; returns the sweep and the task's name. Raises ConfigError."""
-    config = read_run_config(path, overrides).config
     name = slug(path.stem)
     sweep = SweepFolder(runs_dir / name)
+    record = _Begun.of(sweep, environ, shlex.join([str(path), *overrides]))
+    if record is not None and slurm.restart_count(environ) and (begun := record.read()):
+        log.warning("run=%s goes on as this job began it: %s is not read again", begun, path)
+        return sweep, _task(begun)
+    config = read_run_config(path, overrides).config
     with locks.holding(sweep.launch_lock, wait_s=60) as alone:
         if not alone:
             raise SubmissionError(f"{sweep.path}: a launcher has held {sweep.launch_lock.name} for a minute. Try again when it is done.")
@@ -28,7 +43,40 @@ def sweep_of_one(path: Path, overrides: Sequence[str], runs_dir: Path = Path("ru
         plan = _with_run(plan, name, config)
         _write_record(sweep, plan, config)
         plan.write(sweep)
+        if record is not None:
+            record.write(run_id(config))
     return sweep, _task(run_id(config))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Begun:
+    """Which run a job began with which command line: a script may train several, one after another."""
+
+    path: Path
+    command: str
+
+    @classmethod
+    def of(cls, sweep: SweepFolder, environ: Mapping[str, str], command: str) -> "_Begun | None":
+        job_id = slurm.own_job_id(environ)
+        name = f"begun-{environ.get('SLURM_CLUSTER_NAME', 'slurm')}-{job_id}.json"
+        return None if job_id is None else cls(path=sweep.logs / name, command=command)
+
+    def read(self) -> str | None:
+        found = self._all().get(self.command)
+        return None if found is None else str(found)
+
+    def write(self, own_id: str) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_json_durably(self.path, {**self._all(), self.command: own_id})
+
+    def _all(self) -> dict[str, Any]:
+        try:
+            value = json.loads(self.path.read_text())
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{self.path}: cannot be read: {error}. Submit the job anew.") from error
+        return dict(value)
 
 
 def _task(own_id: str) -> str:

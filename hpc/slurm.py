@@ -21,12 +21,13 @@ from typing import Any
 
 from hpc.requeue import JobFacts
 from hpc.site import Site
-from seresnet.errors import SubmissionError
+from seresnet.errors import ConfigError, SubmissionError
 from seresnet.signals import STOP_SIGNALS
 
 SUBMIT_TIMEOUT_S = 120.0
-#: Inside a grace of 30 s, end file and requeue have 5 s together; twice this is the worst case.
+#: Inside a grace of 30 s, end file and requeue have 5 s together, which a busy slurmctld may miss: it is asked TRIES times.
 QUICK_TIMEOUT_S = 5.0
+TRIES = 2
 #: Of a job that still holds or will hold nodes. Anything else is history that slurmctld keeps for MinJobAge.
 ACTIVE_STATES = frozenset(
     {"PENDING", "CONFIGURING", "RUNNING", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING", "STAGE_OUT", "COMPLETING"}
@@ -35,8 +36,10 @@ ACTIVE_STATES = frozenset(
 #: From the launcher's own allocation or session; inside a job they confuse srun, torch or wandb, or are secrets.
 _NOT_FOR_JOBS = re.compile(
     r"(SLURMD?_(?!CONF$|CLUSTERS$)|SRUN_|SBATCH_|SUBMITIT_|PMIX?_|WANDB_SERVICE)"
-    r"|(MASTER_ADDR|MASTER_PORT|RANK|LOCAL_RANK|WORLD_SIZE|LOCAL_WORLD_SIZE|SERESNET_\w+)$"
+    r"|(MASTER_ADDR|MASTER_PORT|RANK|LOCAL_RANK|WORLD_SIZE|LOCAL_WORLD_SIZE|SERESNET_\w+|PYTHONSAFEPATH)$"
 )
+#: Options of sbatch that every script sets, beside those that a site's other keys ask for.
+_OURS = ("array", "output", "error", "chdir", "workdir", "signal", "no-requeue", "ntasks", "wrap", "input")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,12 +93,17 @@ def call(*args: str, timeout_s: float = QUICK_TIMEOUT_S, env: Mapping[str, str] 
 
 
 def script(folder: Path, code_dir: Path, site: Site, shape: TaskShape, job_name: str, tasks: int) -> str:
-    """The sbatch script of an array of `tasks` tasks: what --dry-run prints and submit_array sends."""
+    """The sbatch script of an array of `tasks` tasks: what --dry-run prints and submit_array sends.
+
+    Raises ConfigError for an option that we set ourselves or that would not reach Slurm as it is meant.
+    """
     # Here and not above: importing submitit takes longer than `launch --help` may.
     from submitit.slurm.slurm import _make_sbatch_string
 
     command = f"{_guarded(site.python or shlex.quote(sys.executable))} -u -m submitit.core._submit {shlex.quote(str(folder.absolute()))}"
-    text = _make_sbatch_string(command, folder.absolute(), **_parameters(code_dir, site, shape, job_name), map_count=tasks)
+    parameters = _parameters(code_dir, site, shape, job_name)
+    _check_options(site, parameters, folder)
+    text = _make_sbatch_string(command, folder.absolute(), **parameters, map_count=tasks)
     assert isinstance(text, str)
     return text
 
@@ -111,7 +119,8 @@ def _guarded(python: str) -> str:
 def _parameters(code_dir: Path, site: Site, shape: TaskShape, job_name: str) -> dict[str, Any]:
     gpu = f"{site.gpu_type}:{shape.gpus}" if site.gpu_type else str(shape.gpus)
     cpus = site.cpus_per_rank * shape.ranks
-    more = {"requeue": True, "open-mode": "append", "chdir": str(code_dir.absolute()), **site.sbatch}
+    more = {name: value for name, value in site.sbatch.items() if value is not False}
+    more |= {"requeue": True, "open-mode": "append", "chdir": str(code_dir.absolute())}
     wanted: dict[str, Any] = {
         "job_name": job_name,
         "account": site.account,
@@ -123,7 +132,9 @@ def _parameters(code_dir: Path, site: Site, shape: TaskShape, job_name: str) -> 
         "gres": f"gpu:{gpu}" if shape.gpus and site.gpu_request == "gres" else None,
         "gpus_per_node": gpu if shape.gpus and site.gpu_request == "gpus_per_node" else None,
         "mem": f"{site.mem_gb_per_rank * shape.ranks}G" if site.mem_gb_per_rank else None,
-        "setup": ["set -e", *site.setup, "set +e"] if site.setup else None,
+        "setup": _before(site),
+        # The same end as sbatch/train.sh: a task in a container has no scontrol and cannot requeue itself.
+        "teardown": [f"end_task $? {site.signal_delay_s}"],
         "array_parallelism": site.array_parallelism,
     }
     return {
@@ -141,6 +152,33 @@ def _parameters(code_dir: Path, site: Site, shape: TaskShape, job_name: str) -> 
     }
 
 
+def _before(site: Site) -> list[str]:
+    """Shell lines before srun, in the code snapshot. The batch shell outlives the stop signals, or nobody could look afterwards."""
+    rule = "source hpc/requeue.sh || { echo 'no code snapshot in '\"$PWD\" >&2; exit 78; }"
+    setup = ["set -e", *site.setup, "set +e"] if site.setup else []
+    # `python -m` must find the snapshot, which is our working directory.
+    return ["trap : TERM USR1 USR2", rule, *setup, "unset PYTHONSAFEPATH"]
+
+
+def _check_options(site: Site, parameters: Mapping[str, Any], folder: Path) -> None:
+    faults = []
+    ours = {name.replace("_", "-") for name in parameters if name not in ("setup", "teardown")} | {"requeue", "open-mode"} | {*_OURS}
+    for name in site.sbatch:
+        if not re.fullmatch(r"[a-z][a-z0-9_-]*", name):
+            faults.append(f"site.sbatch: {name!r} is not a long option of sbatch. Write it as `mail-type: END`.")
+        # sbatch takes any unambiguous beginning of an option for the option.
+        elif taken := next((known for known in sorted(ours) if known.startswith(name.replace("_", "-"))), None):
+            faults.append(f"site.sbatch.{name}: --{taken} is set by the toolkit. Remove it, or use the site's own key for it.")
+    if "%" in str(folder.absolute()):
+        faults.append(f"{folder.absolute()}: Slurm would expand the % in the names of its logs. Use a runs folder without one.")
+    texts = {**parameters, **site.sbatch, "python": site.python, "chdir": parameters["additional_parameters"]["chdir"], "folder": folder}
+    for name, value in texts.items():
+        if isinstance(value, str | Path) and not str(value).isprintable():
+            faults.append(f"site {site.name}: {name}: {str(value)!r} has a line break or a control character. Remove it.")
+    if faults:
+        raise ConfigError("\n".join(faults))
+
+
 def submit_array(
     worker: Callable[[str], object],
     tasks: Sequence[str],
@@ -154,16 +192,18 @@ def submit_array(
     """Submit one array whose task i calls worker(tasks[i]) with code_dir as working directory; returns the array's job id.
 
     Also a single task is an array, so that every task is known as JOB_INDEX. Pickles and logs go into folder, which compute nodes must
-    see. Raises SubmissionError with Slurm's own words; nothing is queued then, unless the text says that sbatch did not answer.
+    see. Raises ConfigError (see script), and SubmissionError with Slurm's own words; nothing is queued then, unless the text says that
+    sbatch did not answer.
     """
     assert tasks, "an array of no tasks"
     if shutil.which("sbatch") is None:
         raise SubmissionError("sbatch is not on PATH. Launch where it is, or say --local to run on this machine.")
+    text = script(folder, code_dir, site, shape, job_name, len(tasks))
     folder.mkdir(parents=True, exist_ok=True)
     stamp = secrets.token_hex(6)
     pickles = [folder / f".{stamp}-{index}.pkl" for index in range(len(tasks))]
     script_path = folder / f".{stamp}.sh"
-    script_path.write_text(script(folder, code_dir, site, shape, job_name, len(tasks)))
+    script_path.write_text(text)
     try:
         for path, task in zip(pickles, tasks, strict=True):
             _dump(path, worker, task, site.walltime_min)
@@ -215,8 +255,18 @@ def restart_count(environ: Mapping[str, str]) -> int:
 
 def job_facts(job_id: str) -> JobFacts | None:
     """What Slurm says of one job or array task now; None if it does not answer or does not know it."""
-    reply = call("scontrol", "show", "job", job_id)
+    reply = _insist("scontrol", "show", "job", job_id)
     return parse_job(reply.stdout) if reply.succeeded else None
+
+
+def _insist(*args: str) -> Reply:
+    """call, and once more if Slurm did not answer: it is slow when many jobs are evicted together."""
+    environ = {**os.environ, "SLURM_TIME_FORMAT": "standard"}
+    for left in reversed(range(TRIES)):
+        reply = call(*args, env=environ)
+        if reply.succeeded or not left or "Invalid job id" in reply.stderr:
+            break
+    return reply
 
 
 def parse_job(text: str) -> JobFacts | None:
@@ -281,5 +331,5 @@ def listed_jobs() -> dict[str, ListedJob] | None:
 
 def requeue(job_id: str) -> str | None:
     """Put a job back into the queue; None on success, else what Slurm said. Within a second of success the caller is killed."""
-    reply = call("scontrol", "requeue", job_id)
+    reply = _insist("scontrol", "requeue", job_id)
     return None if reply.succeeded else reply.stderr or f"scontrol requeue exited {reply.returncode}"

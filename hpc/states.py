@@ -11,14 +11,11 @@ from typing import Literal
 from hpc.paths import Plan, SweepFolder
 from seresnet import claims
 from seresnet.attempts import Claim, Owner
-from seresnet.run_folder import RunFolder, TrainResult
+from seresnet.errors import ConfigError
+from seresnet.exits import after_ending
+from seresnet.run_folder import RunFolder, is_finished
 
 State = Literal["finished", "running", "queued", "waiting", "preempted", "failed", "cancelled", "stopped", "lost", "extend", "new"]
-
-#: Endings that a plain relaunch takes up again: nothing was wrong with the run itself.
-_INTERRUPTED = ("preempted", "timed_out", "node_failed", "stopped", "fenced", "unknown")
-#: What `scancel` by the user may be called; by the site it is a failure, because the same would happen again.
-_CANCELLED = ("cancelled", "cancelled_by_user")
 
 #: States that a plain relaunch submits; `failed` needs --retry.
 MISSING: tuple[State, ...] = ("new", "lost", "stopped", "cancelled", "extend")
@@ -44,7 +41,7 @@ class RunState:
     folder: RunFolder
     arms: tuple[str, ...]
     state: State
-    ending: str | None = None  # of the last attempt, design.md's words
+    ending: str | None = None  # of the last attempt, design.md's words; "unreadable" where result.json or run.yaml is damaged
     reason: str | None = None
     attempts: int = 0
     node: str | None = None
@@ -52,7 +49,7 @@ class RunState:
 
 
 def run_states(sweep: SweepFolder, plan: Plan, queue: Queue, epochs: Mapping[str, int] | None = None) -> tuple[RunState, ...]:
-    """Every run of the plan, in its order. epochs: run id -> epochs asked for; a run that finished with fewer is not finished."""
+    """Every run of the plan, in its order. epochs: run id -> epochs asked for, by default run.yaml's."""
     here = claims.this_process()
     newest_task = {run_id: task for task, run_ids in plan.tasks.items() for run_id in run_ids}
     wanted = epochs or {}
@@ -67,22 +64,27 @@ def run_state(
     claim = claims.newest_claim(folder)
     owner = claim.owner if claim else None
     end = claims.read_end(folder, claim.generation) if claim else None
+    is_done, fault = _look_at_result(folder, epochs)
     state = decide(
-        has_result=_has_result(folder, epochs),
+        has_result=is_done,
         attempts=claim.generation if claim else 0,
-        has_short_result=folder.result.exists(),
+        has_short_result=not is_done and folder.result.exists(),
+        is_unreadable=fault is not None,
         ending=end.ending if end else None,
         is_beating=claim is not None and end is None and _is_beating(folder, claim, here),
         listed=_listed(task, queue),
     )
+    ending, reason = (end.ending, end.reason) if end else (None, None)
+    if fault is not None and state == "failed":
+        ending, reason = "unreadable", fault
     return RunState(
         run_id=run_id,
         slug=entry.slug,
         folder=folder,
         arms=entry.arms,
         state=state,
-        ending=end.ending if end else None,
-        reason=end.reason if end else None,
+        ending=ending,
+        reason=reason,
         attempts=claim.generation if claim else 0,
         node=owner.host if owner else None,
         task=task,
@@ -93,6 +95,7 @@ def decide(
     *,
     has_result: bool,
     has_short_result: bool = False,
+    is_unreadable: bool = False,
     attempts: int,
     ending: str | None,
     is_beating: bool,
@@ -102,32 +105,37 @@ def decide(
 
     Files count before the queue: they say what happened, the queue only what is planned.
     """
+    after = after_ending(ending) if ending is not None else None
     if has_result:
         return "finished"
     if is_beating:
         return "running"
+    if is_unreadable:
+        return "failed"  # also where it is queued: every attempt would refuse the file
     if listed is not None:
-        if ending in _INTERRUPTED:
+        if after == "interrupted":
             return "preempted"
         # Listed as running without a beat: an earlier run of its pack has the task, or it starts right now.
         return "queued" if listed == "pending" else "waiting"
-    if ending in _CANCELLED:
+    if after == "cancelled":
         return "cancelled"
+    # Before extend: an extension that failed must not be sent again with every launch.
+    if after == "failed":
+        return "failed"
     if has_short_result:
         return "extend"
-    # Finished without a result: somebody moved it away to have it made again.
-    if ending is not None and ending not in (*_INTERRUPTED, "finished"):
-        return "failed"
-    if ending is not None:
+    # Also finished without a result: somebody moved it away to have it made again.
+    if after is not None:
         return "stopped"
     return "lost" if attempts else "new"
 
 
-def _has_result(folder: RunFolder, epochs: int | None) -> bool:
-    if epochs is None:
-        return folder.result.exists()
-    result = TrainResult.read(folder)
-    return result is not None and result.epochs >= epochs
+def _look_at_result(folder: RunFolder, epochs: int | None) -> tuple[bool, str | None]:
+    """Whether the run is finished, and why nobody can tell."""
+    try:
+        return is_finished(folder, epochs), None
+    except ConfigError as error:
+        return False, str(error)
 
 
 def _listed(task: str | None, queue: Queue) -> Literal["pending", "running"] | None:

@@ -26,9 +26,9 @@ from hpc.ranks import Description, RankGroup, describe
 from hpc.single import sweep_of_one
 from hpc.task import RANK_COMMAND, Job, Task, read_task
 from seresnet import checkpoint_files, claims
-from seresnet.errors import OwnedElsewhereError, ToolkitError
+from seresnet.errors import ConfigError, OwnedElsewhereError, ToolkitError
 from seresnet.exits import Exit
-from seresnet.run_folder import RunFolder, RunRecord, TrainResult
+from seresnet.run_folder import RunFolder, RunRecord, is_finished
 from seresnet.signals import StopFlag
 
 log = logging.getLogger("hpc.supervisor")
@@ -92,6 +92,7 @@ def _run_once(task: Task, run_id: str, progress: _Progress, mirror: MirrorChild)
     folder = task.sweep.run_folder(run_id, task.plan)
     try:
         record = RunRecord.read(folder)
+        ranks = _ranks(folder, record)
         if _is_finished(folder, record):
             return None
         if reason := requeue.why_stop(_earlier_attempts(folder, task)):
@@ -102,19 +103,48 @@ def _run_once(task: Task, run_id: str, progress: _Progress, mirror: MirrorChild)
     except OwnedElsewhereError as error:
         return Description(ending="owned_elsewhere", code=Exit.FENCED, reason=str(error))
     except ToolkitError as error:
-        _note(folder, str(error))
-        return Description(ending="user_error", code=Exit.USER_ERROR, reason=str(error))
+        return _refuse(task, folder, progress, str(error))
     except OSError as error:
         # No claim, so no budget to draw from: a disk that is full now is full in a second too.
-        return Description(ending="no_claim", code=1, reason=f"{type(error).__name__}: {error}")
-    return None if claim is None else _attempt(task, folder, claim, int(record.config["train"]["ranks"]), mirror)
+        ended = Description(ending="no_claim", code=1, reason=f"{type(error).__name__}: {error}")
+        _note(folder, f"the run could not be claimed: {ended.reason}")
+        return ended
+    return None if claim is None else _attempt(task, folder, claim, ranks, mirror)
+
+
+def _ranks(folder: RunFolder, record: RunRecord) -> int:
+    try:
+        return int(record.config["train"]["ranks"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{folder.run_yaml}: config.train.ranks is not there. Launch the sweep again to write the file.") from error
+
+
+def _refuse(task: Task, folder: RunFolder, progress: _Progress, reason: str) -> Description:
+    """Record a user error that came before the claim as an attempt of its own: status shows it, and no launch sends it again unasked."""
+    _note(folder, reason)
+    progress.tries += 1
+    try:
+        claim = _claim(task, folder, progress.tries, _unchecked_base)
+        if claim is not None:
+            facts: dict[str, Any] = {"code": int(Exit.USER_ERROR), "task": task.name, "job_id": task.job.job_id}
+            claims.write_end(folder, claim.generation, "user_error", reason=reason, **facts, host=socket.gethostname(), requeue=False)
+    except (ToolkitError, OSError) as error:
+        log.error("end_not_written run=%s error=%s", folder.path.name, error)
+    return Description(ending="user_error", code=Exit.USER_ERROR, reason=reason)
+
+
+def _unchecked_base(folder: RunFolder) -> str | None:
+    """The file that the next attempt would try first, sound or not: a claim that names none would let it start over in silence."""
+    last = next((claim for claim in reversed(claims.read_claims(folder)) if claim.owner is not None), None)
+    names = checkpoint_files.candidates(checkpoint_files.list_checkpoints(folder), last)
+    return str(names[0]) if names else last.base if last is not None else None
 
 
 class _StoppedWhileWaitingError(Exception):
     """A stop request came while we watched somebody else's beat."""
 
 
-def _claim(task: Task, folder: RunFolder, task_try: int) -> claims.Claim | None:
+def _claim(task: Task, folder: RunFolder, task_try: int, base: claims.ChooseBase | None = None) -> claims.Claim | None:
     """Claim the run; None if a stop request came first. Watching a beat takes up to 90 s, which a grace does not have."""
 
     def leave(name: str) -> None:
@@ -123,7 +153,7 @@ def _claim(task: Task, folder: RunFolder, task_try: int) -> claims.Claim | None:
     facts = {"task": task.name, "series": task.series}
     try:
         task.stop.install(at_once=leave)
-        return claims.acquire(folder, claims.this_process(task_try=task_try, facts=facts), _is_listed)
+        return claims.acquire(folder, claims.this_process(task_try=task_try, facts=facts), _is_listed, base)
     except _StoppedWhileWaitingError:
         return None
     finally:
@@ -173,8 +203,7 @@ def _attempt(task: Task, folder: RunFolder, claim: claims.Claim, ranks: int, mir
 
 
 def _is_finished(folder: RunFolder, record: RunRecord) -> bool:
-    result = TrainResult.read(folder)
-    return result is not None and result.epochs >= int(record.config["train"]["epochs"])
+    return is_finished(folder, record.epochs)
 
 
 def _durable_step(folder: RunFolder) -> int:

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from hpc.paths import WandbSettings
+from hpc.site import seen_from_here
 from hpc.sweep_spec import Arm, SiteRequest, SweepSpec
 from seresnet.config import KeyClass, KeyRule, RunConfig, slug
 from seresnet.config_file import Setting, build, check, collect, collect_overrides, flatten, parse_override, show_value
-from seresnet.strict_yaml import Bad, Faults, Located, Place, near_file, read_yaml
-from seresnet.typed_values import MistypedError, convert, nearest
+from seresnet.strict_yaml import Bad, Faults, Located, Place, is_file, near_file, nearest, read_yaml
+from seresnet.typed_values import MistypedError, convert
 
 MAX_RUNS = 100_000
 _DOTTED_SECTIONS = ("base", "grid", "pack", "site", "wandb")
@@ -148,7 +149,7 @@ def _route_overrides(overrides: Sequence[str], faults: Faults) -> _Overrides:
     sections: dict[str, Located] = {}
     for key, entry in filter(None, (parse_override(text, faults) for text in overrides)):
         head, dot, rest = key.partition(".")
-        if key in ("name", "seeds", "site"):
+        if key in ("name", "seeds", "pack", "site", "wandb"):
             _add_section(sections, key, entry, faults)
         elif dot and head in ("pack", "site", "wandb"):
             _add_section(sections, head, Located(value={rest: entry}, place=entry.place), faults)
@@ -189,7 +190,7 @@ def _base(entry: Located | None, path: Path, texts: dict[str, str], faults: Faul
     if entry is None or not isinstance(entry.value, str):
         return collect(entry, faults, prefix="base") if entry else []
     file = path.parent / entry.value
-    if not file.is_file():
+    if not is_file(file):
         faults.add(entry.place, "base", f"{entry.shown()} is not a file, looked for at {file}. {near_file(file)}")
         return []
     tree, texts[str(file)] = read_yaml(file, faults)
@@ -378,16 +379,17 @@ def _plain_section(entry: Located | None, name: str, keys: Mapping[str, tuple[An
 
 
 def _site(entry: Located | None, faults: Faults) -> SiteRequest:
-    """Passed on as it is: which keys a site has is hpc.site's business."""
+    """Passed on as it is, but for paths relative to the sweep's file: which keys a site has is hpc.site's business."""
     if entry is None or entry.value is None or entry.value is Bad.BAD:
         return SiteRequest()
     if isinstance(entry.value, dict):
         origins = {key: str(value.place) for key, value in entry.value.items()}
-        return SiteRequest(asked=entry.plain(), where=str(entry.place), origins=origins)
+        asked = {key: seen_from_here(value) if key == "extends" else value.plain() for key, value in entry.value.items()}
+        return SiteRequest(asked=asked, where=str(entry.place), origins=origins)
     if not isinstance(entry.value, str):
         faults.add(entry.place, "site", f"{entry.shown()} is not the name of a site. Write its name, a path, or its keys below it.")
         return SiteRequest()
-    return SiteRequest(asked=entry.value, where=str(entry.place))
+    return SiteRequest(asked=seen_from_here(entry), where=str(entry.place))
 
 
 def _given(entry: Located) -> str:

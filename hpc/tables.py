@@ -84,8 +84,14 @@ def _data_text(row: RunRow) -> str:
 def _hardware_line(gathered: Gathered) -> str:
     results = [row.result for row in gathered.finished if row.result]
     found = {f"{result.device}, {result.world_size} rank{'s' if result.world_size > 1 else ''}, amp {result.amp}" for result in results}
-    codes = {result.code_digest[:8] + (f" (commit {result.commit[:8]})" if result.commit else "") for result in results}
+    codes = {result.code_digest[:8] + (f" (commit {_short(result.commit)})" if result.commit else "") for result in results}
     return f"{' | '.join(sorted(found))}; code {', '.join(sorted(codes))}." if found else "no finished run."
+
+
+def _short(commit: str) -> str:
+    """Eight digits, and the mark of a working copy with changes that no commit holds."""
+    digits, plus, mark = commit.partition("+")
+    return digits[:8] + plus + mark
 
 
 def problem_lines(gathered: Gathered) -> list[str]:

@@ -4,18 +4,22 @@ Read from the sweep's folder, the environment and one look at the job; hpc.super
 stops or requeues anything.
 """
 
+import json
 import logging
 import os
+import re
 import secrets
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpc import requeue, slurm
-from hpc.paths import Plan, Submissions, SweepFolder
+from hpc import code_snapshot, requeue, slurm
+from hpc.paths import Plan, Submission, Submissions, SweepFolder
+from seresnet.errors import ConfigError
 from seresnet.signals import StopFlag
 
 log = logging.getLogger("hpc.supervisor")
@@ -73,12 +77,16 @@ class Task:
 
 
 def read_task(sweep: SweepFolder, name: str, stop: StopFlag, rank_command: Sequence[str]) -> Task:
-    """Raises ConfigError when the sweep's records cannot be read."""
+    """Raises ConfigError when the sweep's records cannot be read, know no such task, or when this is not the code that was sent."""
     plan = Plan.read(sweep)
+    if name not in plan.tasks:
+        raise ConfigError(
+            f"{sweep.plan}: no task {name}. Tasks: {', '.join(list(plan.tasks)[:20])}{', ...' if len(plan.tasks) > 20 else ''}."
+        )
     submission = Submissions.read(sweep).get(name.partition("/")[0])
     site = submission.site if submission else {}
-    code_dir = sweep.code(submission.code) if submission else Path.cwd()
-    job = _look_at_job(os.environ, float(site.get("signal_delay_s") or 60.0), stop)
+    code_dir = _checked_code(sweep, submission) if submission else Path.cwd()
+    job = _look_at_job(os.environ, float(site.get("signal_delay_s", 60.0)), stop)
     return Task(
         sweep=sweep,
         name=name,
@@ -86,10 +94,27 @@ def read_task(sweep: SweepFolder, name: str, stop: StopFlag, rank_command: Seque
         job=job,
         stop=stop,
         series=f"{name}@{job.job_id or secrets.token_hex(4)}",
-        code_dir=code_dir.resolve() if code_dir.is_dir() else Path.cwd(),
+        code_dir=code_dir.resolve(),
         env=_environment(os.environ, site),
         rank_command=rank_command,
     )
+
+
+def _checked_code(sweep: SweepFolder, submission: Submission, running: Path = code_snapshot.ROOT) -> Path:
+    """The snapshot that the submission runs, if it is whole and what runs here."""
+    folder = sweep.code(submission.code)
+    mark = folder / code_snapshot.MARK
+    try:
+        wanted = json.loads(mark.read_text())["digest"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        problem = f"{mark}: no code snapshot for submission {submission.id}: {type(error).__name__}"
+        raise ConfigError(f"{problem}. Restore {folder}, or launch the sweep again.") from error
+    if (found := code_snapshot.code_digest(running)) != wanted:
+        raise ConfigError(
+            f"{folder}: submission {submission.id} was sent with code {wanted}, but {found} runs here, from {running}. "
+            "Start it in the snapshot, with PYTHONPATH and PYTHONSAFEPATH unset; if the snapshot was edited, launch the sweep again."
+        )
+    return folder
 
 
 def _look_at_job(environ: Mapping[str, str], signal_delay_s: float, stop: StopFlag) -> Job:
@@ -106,16 +131,39 @@ def _look_at_job(environ: Mapping[str, str], signal_delay_s: float, stop: StopFl
 
 
 def _environment(environ: Mapping[str, str], site: Mapping[str, object]) -> dict[str, str]:
-    """What every child of this task is given: the site's folders, and nothing that writes under HOME on a cluster."""
-    env = dict(environ)
-    if site.get("data_dir"):
-        env.setdefault("HPC_DATA_DIR", os.path.expandvars(str(site["data_dir"])))
-    if site.get("cache_dir"):
-        cache = Path(os.path.expandvars(str(site["cache_dir"])))
+    """What every child of this task is given: the site's folders, and in a SLURM job no cache under HOME."""
+    env = {name: value for name, value in environ.items() if name != "PYTHONSAFEPATH"}  # ranks are found in the snapshot by `python -m`
+    if site.get("data_dir") and "HPC_DATA_DIR" not in env:
+        env["HPC_DATA_DIR"] = str(_expanded("data_dir", str(site["data_dir"]), environ))
+    cache = _expanded("cache_dir", str(site["cache_dir"]), environ) if site.get("cache_dir") else None
+    if cache is None and slurm.own_job_id(environ) is not None:
+        cache = _node_local_cache(environ)
+    if cache is not None:
         for name, below in _CACHES.items():
             env.setdefault(name, str(cache / below))
     env["PYTHONUNBUFFERED"] = "1"  # or a killed rank takes its last lines with it
     return env
+
+
+def _expanded(key: str, value: str, environ: Mapping[str, str]) -> Path:
+    """A folder of the site on this node. An unset variable must not become the name of a folder in the working directory."""
+    variable = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
+    if missing := [name for pair in variable.findall(value) if (name := "".join(pair)) not in environ]:
+        raise ConfigError(f"site.{key}: {value} needs ${missing[0]}, which is not set on {socket.gethostname()}. Say site.{key}=/a/folder.")
+    return Path(variable.sub(lambda found: environ[found[1] or found[2]], value)).expanduser()
+
+
+def _node_local_cache(environ: Mapping[str, str]) -> Path:
+    """A folder of this user on the node; libraries load code from their caches, so that nobody else's will do."""
+    temp = Path(environ.get("SLURM_TMPDIR") or environ.get("TMPDIR") or tempfile.gettempdir())
+    folder = temp / f"hpc-cache-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if folder.lstat().st_uid == os.getuid() and not folder.is_symlink():
+            return folder
+    except OSError as error:
+        log.warning("cache=%s error=%s", folder, error)
+    return Path(tempfile.mkdtemp(prefix="hpc-cache-"))
 
 
 _CACHES = {

@@ -11,27 +11,17 @@
 #SBATCH --open-mode=append
 #SBATCH --signal=USR2@60
 python=${PYTHON:-python}
+unset PYTHONSAFEPATH # with it `python -m` would not find the code of the folder that we are in
 if [ -z "${SLURM_JOB_ID:-}" ] || ! command -v srun > /dev/null; then
     exec "$python" -m hpc.supervisor "$@"
 fi
 
 # Through srun: Python started straight from here would hear of a preemption only when its grace is over.
 trap : TERM USR1 USR2
+rule=hpc/requeue.sh
+[ -f "$rule" ] || rule=$("$python" -c 'import hpc; print(hpc.__path__[0])')/requeue.sh
+source "$rule" || { echo "$rule is not to be had: submit from the folder that holds hpc/ and sbatch/" >&2; exit 78; }
 srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" "$python" -m hpc.supervisor "$@"
-code=$?
-[ "$code" = 75 ] || exit "$code"
-
-# Saved and told to stop. The supervisor has requeued this job if that was right and it had scontrol; in a container it has none,
-# and then it is done here, by the same rule (docs/adr/0007): never without a sign of a preemption or of the time limit.
-job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
-job=${job:-$SLURM_JOB_ID}
-facts=$(scontrol show job "$job") || exit "$code"
-fact() { grep -oE "(^| )$1=[^ ]*" <<< "$facts" | head -n 1 | cut -d= -f2; }
-[ "$(fact Restarts)" = "${SLURM_RESTART_COUNT:-0}" ] || exit "$code"
-preempted=$(fact PreemptTime) started=$(fact StartTime) ends=$(date -d "$(fact EndTime)" +%s)
-case $(fact JobState) in
-    RUNNING) [[ $preempted == 2* && ! $preempted < $started ]] || [ $((ends - $(date +%s))) -le 125 ] || exit "$code" ;;
-    *) [ "$(fact Reason)" = TimeLimit ] || exit "$code" ;;
-esac
-scontrol requeue "$job"
-exit "$code"
+# 75: saved and told to stop. The supervisor has requeued this job if that was right and it had scontrol; in a container it has none,
+# and then it is done here, by the same rule (docs/adr/0007). 60 as in --signal above.
+end_task $? 60

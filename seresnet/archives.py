@@ -210,7 +210,18 @@ class ZipTree:
                 name = info.filename.removeprefix("./")
                 if _is_regular(info) and name in wanted:
                     _check_size(self.path, name, info.file_size)
-                    yield name, partial(bytes, archive.read(info))
+                    yield name, partial(bytes, _read_member(self.path, archive, info))
+
+
+def _read_member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    """At most the declared size plus one byte. zipfile bounds that for deflate only: bz2 and lzma unfold whole, so they are refused."""
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise DataError(f"{path}: {info.filename} is compressed in a way whose size cannot be bounded. Pack it again with plain zip.")
+    with archive.open(info) as member:
+        payload = member.read(info.file_size + 1)
+    if len(payload) != info.file_size:
+        raise DataError(f"{path}: {info.filename} does not have the {info.file_size} bytes that the archive says. Pack it again.")
+    return payload
 
 
 def _is_regular(info: zipfile.ZipInfo) -> bool:

@@ -17,7 +17,7 @@ from seresnet import checkpoint_files
 from seresnet.attempts import Claim, newest_claim, newest_generation
 from seresnet.checkpoint_files import Header, delete_leftover_temps, delete_superseded, digest_of, metadata, read_metadata, read_new_headers
 from seresnet.durable import DISK, Files, write_durably
-from seresnet.errors import CheckpointError
+from seresnet.errors import CheckpointError, OwnedElsewhereError
 from seresnet.run_folder import CheckpointName, RunFolder
 from seresnet.state import TrainState, first_nonfinite
 
@@ -170,7 +170,7 @@ class CheckpointWriter:
             log.warning("cannot_look_for_newer_owner error=%s", error)
             return
         if newest > self._generation:
-            raise CheckpointError(f"generation {newest} owns {self._folder.path} now, generation {self._generation} saves no more")
+            raise OwnedElsewhereError(f"generation {newest} owns {self._folder.path} now, generation {self._generation} saves no more")
 
     def _commit(self, job: _Job) -> CheckpointName:
         header = Header(

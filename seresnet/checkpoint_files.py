@@ -87,7 +87,7 @@ def read_trusted(folder: RunFolder, name: CheckpointName, files: Files = DISK) -
 
 def trusted(folder: RunFolder, files: Files = DISK) -> list[CheckpointName]:
     """Every checkpoint whose bytes agree with its name, oldest first. Reads all files and changes nothing."""
-    return [name for name in list_checkpoints(folder, files) if _read_or_reason(folder, name, files)[0] is not None]
+    return [name for name in list_checkpoints(folder, files) if _read_or_none(folder, name, files) is not None]
 
 
 def newest_trusted(folder: RunFolder, files: Files = DISK) -> CheckpointName | None:
@@ -105,16 +105,24 @@ def read_newest_trusted(folder: RunFolder, claim: Claim | None = None, files: Fi
     claim = claim or _newest_readable_claim(folder, files)
     damaged: list[CheckpointName] = []
     reasons: list[str] = []
+    unread: OSError | None = None
     for name in candidates(list_checkpoints(folder, files), claim):
-        payload, reason = _read_or_reason(folder, name, files)
+        try:
+            payload = read_trusted(folder, name, files)
+        except OSError as error:
+            reasons.append(f"{name} cannot be read ({errno.errorcode.get(error.errno or 0, error)})")
+            unread = error
+            continue
         if payload is not None:
             # Only now: with every bad file moved and none left, the next attempt would see an empty folder and start over.
             for bad in damaged:
                 _set_aside(folder, bad, files)
             return TrustedFile(name=name, payload=payload)
-        reasons.append(f"{name} {reason}")
-        if reason == _DAMAGED:
-            damaged.append(name)
+        reasons.append(f"{name} {_DAMAGED}")
+        damaged.append(name)
+    if unread is not None:
+        # A file system that hiccups is not damage: the next attempt may read it, a person cannot mend it.
+        raise unread
     _refuse_to_start_over(folder, claim, reasons, files)
     return None
 
@@ -140,14 +148,22 @@ def candidates(names: Iterable[CheckpointName], claim: Claim | None) -> list[Che
 
 
 def kept(headers: Mapping[CheckpointName, Header], last: int = 3, boundaries: int = 2) -> set[CheckpointName]:
-    """Of verified files, those that retention keeps: the last ones, epoch-boundary ones, the best of each of these, the final."""
+    """Of verified files, those that retention keeps: of the last steps, the last epoch boundaries, the best of each of these, the final.
+
+    Steps are counted, not files: the last step of an epoch can have several (before its evaluation, as the best, as the final).
+    """
     order = sorted(headers)
-    result = set(order[-last:])
-    result.update([name for name in order if headers[name].epoch_boundary][-boundaries:])
+    boundary = {name for name in order if headers[name].epoch_boundary}
+    result = _of_last_steps(order, last) | _of_last_steps([name for name in order if name in boundary], boundaries) & boundary
     result.update([name for name in order if headers[name].final][-1:])
     # By header and not by flag: after a fall-back an abandoned branch may hold a "best" that this one never reached.
     best = {str(name) if headers[name].best else headers[name].best_so_far for name in result}
     return result | {name for name in order if str(name) in best}
+
+
+def _of_last_steps(order: list[CheckpointName], count: int) -> set[CheckpointName]:
+    steps = sorted({_place(name) for name in order})[-count:]
+    return {name for name in order if _place(name) in steps}
 
 
 def delete_superseded(
@@ -175,7 +191,7 @@ def read_new_headers(folder: RunFolder, generation: int, headers: dict[Checkpoin
     for gone in headers.keys() - present:
         del headers[gone]
     for name in sorted(present - headers.keys()):
-        payload, _ = _read_or_reason(folder, name, files)
+        payload = _read_or_none(folder, name, files)
         if payload is not None:
             headers[name] = read_metadata(payload)[0]
 
@@ -202,12 +218,13 @@ def _place(name: CheckpointName) -> tuple[int, int]:
     return name.generation, name.step
 
 
-def _read_or_reason(folder: RunFolder, name: CheckpointName, files: Files) -> tuple[bytes | None, str]:
+def _read_or_none(folder: RunFolder, name: CheckpointName, files: Files) -> bytes | None:
+    """The verified bytes; None also where the file cannot be read now."""
     try:
-        payload = read_trusted(folder, name, files)
+        return read_trusted(folder, name, files)
     except OSError as error:
-        return None, f"cannot be read ({errno.errorcode.get(error.errno or 0, error)})"
-    return payload, "" if payload is not None else _DAMAGED
+        log.warning("checkpoint_not_read name=%s error=%s", name, error)
+        return None
 
 
 def _set_aside(folder: RunFolder, name: CheckpointName, files: Files) -> None:

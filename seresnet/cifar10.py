@@ -74,13 +74,11 @@ def _batch(place: str, batch: Mapping[Any, Any], classes: int) -> tuple[NDArray[
     if not isinstance(rows, np.ndarray) or rows.dtype != np.uint8 or rows.ndim != 2 or rows.shape[1] != 3 * _SIDE * _SIDE:
         found = f"{rows.dtype} {rows.shape}" if isinstance(rows, np.ndarray) else type(rows).__name__
         raise DataError(f"{place}: data is {found}, not uint8 (N, 3072). Get the file again.")
-    try:
-        numbers = np.array(labels, dtype=np.int64)
-    except (TypeError, ValueError, OverflowError):
-        numbers = np.empty(0, dtype=np.int64)
-    if numbers.shape != (len(rows),) or not len(rows) or numbers.min() < 0 or numbers.max() >= classes:
+    # Checked one by one before numpy sees them: nested lists that share their parts unfold without end.
+    is_list = isinstance(labels, list) and len(labels) == len(rows) > 0
+    if not is_list or not all(type(label) is int and 0 <= label < classes for label in labels):
         raise DataError(f"{place}: labels are not {len(rows)} numbers from 0 to {classes - 1}. Get the file again.")
-    return np.ascontiguousarray(rows.reshape(-1, 3, _SIDE, _SIDE).transpose(0, 2, 3, 1)), numbers
+    return np.ascontiguousarray(rows.reshape(-1, 3, _SIDE, _SIDE).transpose(0, 2, 3, 1)), np.array(labels, dtype=np.int64)
 
 
 def _value(place: str, mapping: Mapping[Any, Any], key: str) -> Any:

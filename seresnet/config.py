@@ -5,6 +5,7 @@ experiment, extendable keys say where to stop, operational keys change nothing t
 """
 
 import hashlib
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
@@ -172,8 +173,13 @@ def micro_batch_size(config: RunConfig) -> int:
 
 def fitting_world_sizes(config: RunConfig) -> tuple[int, ...]:
     """World sizes W with W x accumulation x micro_batch_size = global_batch_size, smallest first."""
-    micro_batches = config.train.global_batch_size // micro_batch_size(config)
-    return tuple(n for n in range(1, micro_batches + 1) if micro_batches % n == 0)
+    return divisors(config.train.global_batch_size // micro_batch_size(config))
+
+
+def divisors(number: int) -> tuple[int, ...]:
+    """All divisors, smallest first."""
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return tuple(sorted({*small, *(number // n for n in small)}))
 
 
 def identity(config: RunConfig) -> dict[str, Any]:

@@ -11,10 +11,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from seresnet.config import KeyClass, KeyRule, RunConfig, Value, fitting_world_sizes, iter_keys, micro_batch_size, schedule_epochs
+from seresnet.config import KeyClass, KeyRule, RunConfig, Value, divisors, fitting_world_sizes, iter_keys, micro_batch_size, schedule_epochs
 from seresnet.errors import ConfigError
-from seresnet.strict_yaml import Bad, Faults, Located, Place, hide_secrets, located, parse_yaml, read_yaml
-from seresnet.typed_values import MistypedError, convert, nearest
+from seresnet.strict_yaml import SECRET_PROBLEM, Bad, Faults, Located, Place, hide_secrets, located, nearest, parse_yaml, read_yaml
+from seresnet.typed_values import MistypedError, convert
 
 DEFAULT = "default"
 _CLASS_HELP = {
@@ -159,13 +159,15 @@ def check(dotted: str, entry: Located, label: str, faults: Faults) -> Setting | 
 def parse_override(text: str, faults: Faults) -> tuple[str, Located] | None:
     """(dotted key, value) of "optim.lr=0.05"; the value is read as YAML. None after noting a fault."""
     key, equals, value = text.partition("=")
-    shown = f"{key}={hide_secrets(value)}" if equals else hide_secrets(text)
-    source = f"override {shown!r}"
+    key, shown = hide_secrets(key), hide_secrets(value)
+    source = f"override {key + equals + shown!r}"
     if not equals or not key.strip():
         faults.add(Place(source), "", "this is not KEY=VALUE. Write it like optim.lr=0.05.")
         return None
-    tree = parse_yaml(value, source, faults, line_less=True)
-    return key.strip(), tree
+    if shown != value:  # also in what YAML would drop as a comment: overrides are stored as they were typed
+        faults.add(Place(source), "", SECRET_PROBLEM)
+        return key.strip(), Located(value=Bad.BAD, place=Place(source))
+    return key.strip(), parse_yaml(value, source, faults, line_less=True)
 
 
 def collect_overrides(entries: Iterable[tuple[str, Located]], faults: Faults) -> list[Setting]:
@@ -201,7 +203,7 @@ def _joint_problems(config: RunConfig) -> Iterator[tuple[tuple[str, ...], str]]:
     """(keys involved, problem) for each rule over several keys. The setting that came last among the keys is blamed."""
     train, batch, micro = config.train, config.train.global_batch_size, micro_batch_size(config)
     if batch % micro:
-        fitting = _listed([n for n in range(1, batch + 1) if batch % n == 0])
+        fitting = _listed(list(divisors(batch)))
         problem = f"train.micro_batch_size {micro} does not divide train.global_batch_size {batch}. Sizes that do: {fitting}."
         yield ("train.micro_batch_size", "train.global_batch_size"), problem
     elif train.ranks not in fitting_world_sizes(config):

@@ -31,7 +31,7 @@ LOSS_UNIT = 2**24
 #: The loss's finiteness is read this many steps late, so that the host never waits for the device (design.md, "Stopping").
 LATE_STEPS = 16
 
-#: So many checks in a row without a finite loss are a divergence; fp16 scaling alone recovers sooner.
+#: So many steps in a row without a finite loss are a divergence; fp16 scaling alone recovers sooner.
 DIVERGED_AFTER = 3
 
 
@@ -75,6 +75,7 @@ class Engine:
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.train.amp == "fp16")
         self._batch_norms = [m for m in self.model.modules() if isinstance(m, nn.BatchNorm2d)]
         self._sums = torch.zeros(5, dtype=torch.int64, device=world.device)
+        self._finite = torch.ones((), dtype=torch.bool, device=world.device)  # of the running step
         self.losses = LossWatch(world.device)
         self.step = 0
         self.best_value: float | None = None
@@ -106,10 +107,12 @@ class Engine:
             self._sums.zero_()
         set_learning_rate(self.optimizer, self.lr_of(epoch))
         self.model.train()
+        self._finite = torch.ones_like(self._finite)
         first = self.world.rank * self.accumulation
         for micro in range(first, first + self.accumulation):
             self._backward(epoch, batch, micro, is_last=micro == first + self.accumulation - 1)
         self._optimizer_step()
+        self.losses.push(self._finite)
         self.step += 1
 
     def epoch_sums(self) -> EpochSums:
@@ -172,7 +175,7 @@ class Engine:
 
     def _backward_of_nothing(self) -> None:
         """A backward pass whose gradients are all zero."""
-        images = self.batches.micro_batch(0, 0, 0).images[:2]
+        images = torch.zeros((2, *self.batches.split.images.shape[1:]), device=self.world.device)
         with self.autocast():
             logits = (self._parallel or self.model)(self.laid_out(images))
         self.scaler.scale(logits.float().sum() * 0.0).backward()
@@ -191,12 +194,12 @@ class Engine:
         self.optimizer.zero_grad(set_to_none=True)
 
     def _count(self, loss: Tensor, logits: Tensor, data: MicroBatch) -> None:
-        finite = torch.isfinite(loss)
+        finite = is_countable(loss)
         units = torch.where(finite, loss.double() * LOSS_UNIT, 0.0).round().long()
         n = len(data.labels)
         correct = (logits.argmax(1) == data.labels).sum()
         self._sums[:4] += torch.stack((units, correct, correct.new_tensor(n), (~finite).long() * n))
-        self.losses.push(finite)
+        self._finite &= finite
 
     @contextlib.contextmanager
     def _update_statistics(self, update: bool) -> Iterator[None]:
@@ -268,6 +271,11 @@ class LossWatch:
             self.bad_in_a_row = 0 if bool(oldest) else self.bad_in_a_row + 1
 
 
+def is_countable(loss: Tensor) -> Tensor:
+    """Whether a summed loss is finite and small enough for the integer sums; 0-dim bool tensor. 2^38 in units of 2^-24 is 2^62."""
+    return torch.isfinite(loss) & (loss < 2**38)
+
+
 def cross_entropy_sum(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy summed over samples. logits, targets: (N, K), targets are probabilities (soft labels)."""
     return -(targets * torch.log_softmax(logits, dim=1)).sum()
@@ -304,8 +312,6 @@ def _check_same_tensors(own: dict[str, Tensor], saved: dict[str, Tensor]) -> Non
         if name not in own or name not in saved:
             side = "the checkpoint" if name in saved else "the config's network"
             raise CheckpointError(f"{name} is only in {side}. Restore the config that the run was started with, or start a new sweep.")
-        if own[name].shape != saved[name].shape:
-            raise CheckpointError(
-                f"{name}: checkpoint has shape {tuple(saved[name].shape)}, config says {tuple(own[name].shape)}. "
-                "Restore the config, or start a new sweep."
-            )
+        is_, was = (f"{value.dtype} {tuple(value.shape)}".removeprefix("torch.") for value in (own[name], saved[name]))
+        if is_ != was:
+            raise CheckpointError(f"{name}: the checkpoint has {was}, the config says {is_}. Restore the config, or start a new sweep.")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from seresnet.augment import normalise
 from seresnet.data import Split
-from seresnet.engine import LOSS_UNIT, Engine
+from seresnet.engine import LOSS_UNIT, Engine, is_countable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ def _add_batch(engine: Engine, split: Split, rows: range, sums: Tensor, confusio
     with engine.autocast():
         logits = engine.model(engine.laid_out(normalise(images, engine.batches.mean, engine.batches.std)))
     loss = torch.nn.functional.cross_entropy(logits.float(), labels, reduction="sum").double()
-    finite = torch.isfinite(loss)
+    finite = is_countable(loss)
     sums += torch.stack((torch.where(finite, loss * LOSS_UNIT, 0.0).round().long(), (~finite).long()))
     cells = labels * engine.batches.classes + logits.argmax(1)
     # scatter_add_ of integers: exact in any order, and deterministic on every device.

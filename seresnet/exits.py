@@ -1,9 +1,13 @@
-"""Exit codes of a rank and of a task: the only words in which training tells its supervisor how it ended.
+"""Exit codes of a rank and of a task, and what becomes of a run after each ending: the words in which attempts are spoken of.
 
-torchrun turns every one of them into 1 (seen): under plain torchrun resume works, the codes do not.
+torchrun turns every code into 1 (seen): under plain torchrun resume works, the codes do not. Requeueing within a task has budgets
+of its own (hpc.requeue).
 """
 
 from enum import IntEnum
+from typing import Literal
+
+After = Literal["finished", "interrupted", "cancelled", "failed"]
 
 
 class Exit(IntEnum):
@@ -28,6 +32,32 @@ ENDING_OF_EXIT: dict[int, str] = {
     Exit.DIVERGED: "diverged",
     Exit.GPU_OUT_OF_MEMORY: "out_of_memory",
 }
+
+
+#: Every ending that is ever written, and what it says of a run whose result is still to come. interrupted: nothing was wrong with the
+#: run, a later attempt goes on. cancelled: by its user, who may launch again. failed: a person must look. finished: the attempt was
+#: complete, so its result was moved away, or more epochs are asked for now.
+AFTER_ENDING: dict[str, After] = {
+    "finished": "finished",
+    "preempted": "interrupted",
+    "timed_out": "interrupted",
+    "node_failed": "interrupted",
+    "stopped": "interrupted",
+    "fenced": "interrupted",
+    "unknown": "interrupted",
+    "cancelled": "cancelled",
+    "crashed": "failed",
+    "killed": "failed",
+    "hung": "failed",
+    "out_of_memory": "failed",
+    "user_error": "failed",
+    "diverged": "failed",
+}
+
+
+def after_ending(ending: str) -> After:
+    """What an ending means for a run without its result; a word of another version is for a person to look at."""
+    return AFTER_ENDING.get(ending, "failed")
 
 
 def ending_of_status(status: int) -> str:

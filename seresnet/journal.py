@@ -5,11 +5,11 @@ Appending is the writer's business, publishing is hpc.mirror's. One invariant: a
 
 import json
 import os
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from seresnet.durable import fsync_folder
+from seresnet.record_types import misfits
 from seresnet.run_folder import RunFolder
 
 
@@ -28,8 +28,8 @@ class EpochRecord:
     test_loss: float | None
     test_top1_pct: float
     skipped_steps: int  # optimiser steps that fp16 scaling skipped
-    seconds: float  # training and evaluation of this epoch
-    images_per_s: float  # training only
+    seconds: float  # training and evaluation; after a resume within the epoch, what the last attempt spent on it
+    images_per_s: float | None  # training only; None where an attempt only evaluated
     time: float  # unix time at its end
 
 
@@ -53,21 +53,21 @@ def read(folder: RunFolder) -> list[EpochRecord]:
     """All epochs in order, each once: of several records of one step the highest generation's, of those the last."""
     merged: dict[int, EpochRecord] = {}
     for path in sorted(folder.metrics.glob("g*.jsonl"), key=lambda path: int(path.stem[1:]) if path.stem[1:].isdigit() else -1):
-        for record in _parse(path.read_bytes().splitlines()):
+        for record in filter(None, map(parse, path.read_bytes().splitlines())):
             known = merged.get(record.step)
             if known is None or record.generation >= known.generation:
                 merged[record.step] = record
     return [merged[step] for step in sorted(merged)]
 
 
-def _parse(lines: Iterable[bytes]) -> Iterable[EpochRecord]:
-    names = {key.name for key in fields(EpochRecord)}
-    for line in lines:
-        try:
-            value = json.loads(line)
-            yield EpochRecord(**{name: value[name] for name in names})
-        except (ValueError, KeyError, TypeError):
-            continue  # torn by a kill, or of somebody else's making
+def parse(line: bytes) -> EpochRecord | None:
+    """The record of one line; None if it was torn by a kill, or is of somebody else's making."""
+    try:
+        value = json.loads(line)
+        record = EpochRecord(**{key.name: value[key.name] for key in fields(EpochRecord)})
+    except (ValueError, KeyError, TypeError):
+        return None
+    return None if misfits(record) else record
 
 
 def _ends_with_newline(path: Path) -> bool:

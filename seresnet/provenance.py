@@ -8,6 +8,8 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
+#: What commit() speaks of, beside each other in a checkout, an installation and a snapshot.
+_SOURCES = ("hpc", "seresnet")
 _PACKAGES = ("torch", "torchvision", "numpy", "safetensors", "pillow", "scikit-learn")
 
 
@@ -23,18 +25,21 @@ def code_digest() -> str:
 
 
 def commit() -> str | None:
-    """The commit of the code in use: from the snapshot's CODE.json, else from git, else None."""
-    root = Path(__file__).parent.parent
+    """The commit of the code in use, with "+dirty" behind it if the code has been changed since; None where nobody knows."""
+    found, is_dirty = commit_and_dirty(Path(__file__).resolve().parent.parent)
+    return f"{found}+dirty" if found and is_dirty else found
+
+
+def commit_and_dirty(root: Path) -> tuple[str | None, bool | None]:
+    """The commit of the packages in root and whether they differ from it: from a snapshot's CODE.json, else from git, else None."""
     try:
-        recorded: str | None = json.loads((root / "CODE.json").read_text()).get("commit")
-        return recorded
-    except (OSError, ValueError):
+        record = json.loads((root / "CODE.json").read_text())
+        return record["commit"], record["dirty"]
+    except (OSError, ValueError, KeyError, TypeError):
         pass
-    try:
-        answer = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answer.stdout.strip()
+    found = _git(root, "rev-parse", "HEAD")
+    changes = _git(root, "status", "--porcelain", "--", *_SOURCES) if found else None
+    return found, None if changes is None else bool(changes)
 
 
 def versions() -> dict[str, str]:
@@ -57,3 +62,12 @@ def cpu_model() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+def _git(root: Path, *args: str) -> str | None:
+    # Without optional locks: several ranks ask at once, and somebody may be committing.
+    command = ["git", "--no-optional-locks", "-C", str(root), *args]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

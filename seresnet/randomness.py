@@ -51,11 +51,6 @@ def integers(raw: Words, n: int) -> Integers:
     return (((raw >> np.uint64(32)) * np.uint64(n)) >> np.uint64(32)).astype(np.int64)
 
 
-def normal(raw: Words) -> Floats:
-    """Standard normal by inverse CDF, finite for every word. Needs scipy."""
-    return np.asarray(_scipy_special("normal draws").ndtri(_open_uniform(raw)), dtype=np.float64)
-
-
 def beta(raw: Words, alpha: float) -> Floats:
     """Beta(alpha, alpha) by inverse CDF; for alpha = 1, the report's, exactly uniform() and without scipy."""
     if alpha == 1:

@@ -5,6 +5,7 @@ steps only, and nothing that a clock decides changes the state.
 """
 
 import logging
+import math
 import os
 import time
 from dataclasses import dataclass, replace
@@ -13,16 +14,18 @@ from typing import Any
 import torch
 
 from seresnet import journal, provenance
+from seresnet.array_file import Arrays, load_arrays
 from seresnet.checkpoint import CheckpointWriter, decode, recover
 from seresnet.checkpoint_files import read_trusted
-from seresnet.config import RunConfig, numeric_keys
+from seresnet.config import RunConfig
 from seresnet.data import Split, Splits, TrainBatches, load_splits
 from seresnet.engine import Engine, EpochSums
-from seresnet.errors import CheckpointError, ConfigError, DataError
+from seresnet.errors import CheckpointError, ConfigError, OwnedElsewhereError
 from seresnet.evaluate import Evaluation, evaluate
 from seresnet.journal import EpochRecord
 from seresnet.models import build_model, count_parameters
-from seresnet.prepare import Arrays, data_dir, load_arrays, prepare
+from seresnet.pinning import pin
+from seresnet.prepare import data_dir, find_prepared, prepare
 from seresnet.progress import EpochBar
 from seresnet.run_folder import CheckpointName, RunFolder, RunRecord, TrainResult
 from seresnet.signals import StopFlag
@@ -31,8 +34,8 @@ from seresnet.world import Agreement, World
 
 log = logging.getLogger("seresnet")
 
-#: A stop must be durable within the 12 s that the supervisor gives ranks; a full-size save took under 1 s on a local disk.
-STOP_SAVE_LIMIT_S = 60.0
+#: Within the 12 s that the supervisor gives ranks to stop, parting included. A run at its end may take as long as it needs.
+STOP_SAVE_LIMIT_S = 10.0
 
 
 class Stopped(Exception):  # noqa: N818 - an ending, not an error
@@ -52,7 +55,6 @@ class Attempt:
     config: RunConfig
     generation: int
     base: str | None  # file name of the checkpoint that the claim names
-    allow_numeric_change: bool = False
 
 
 def train(attempt: Attempt, world: World, stop: StopFlag) -> TrainResult | None:
@@ -61,7 +63,7 @@ def train(attempt: Attempt, world: World, stop: StopFlag) -> TrainResult | None:
     Raises Stopped after a stop request (state durable), Diverged, and ToolkitErrors for what the user or the files are to blame for.
     """
     arrays = open_data(attempt.config, world)
-    record = pin(attempt, arrays.digest, world)
+    record = pin(attempt.folder, attempt.record, attempt.config, attempt.generation, facts_now(arrays, world), write=world.is_main)
     engine, splits = build_engine(attempt.config, arrays, world)
     return Trainer(replace(attempt, record=record), engine, splits, arrays, stop).run()
 
@@ -84,44 +86,15 @@ def make_deterministic(config: RunConfig) -> None:
 def open_data(config: RunConfig, world: World) -> Arrays:
     """The prepared array, verified; built by the first rank of each node where it is missing (a purged file, a fresh node)."""
     folder = data_dir(config.data, os.environ)
-    if world.local_rank == 0:
-        prepare(config.data, folder)
+    path = prepare(config.data, folder) if world.local_rank == 0 else None
     world.sum(torch.ones(1, dtype=torch.int64))  # nobody reads before every node has built
-    return load_arrays(prepare(config.data, folder))
+    return load_arrays(path or find_prepared(config.data, folder) or prepare(config.data, folder))
 
 
-def pin(attempt: Attempt, data_digest: str, world: World) -> RunRecord:
-    """Compare with what the run was started with, or write it down at the first start.
-
-    Raises DataError for other data and ConfigError for other numeric keys. Another world size, device or library version is allowed,
-    and marked T2.
-    """
-    now: dict[str, Any] = {
-        **numeric_keys(attempt.config),
-        "data_digest": data_digest,
-        "world_size": world.size,
-        "device": device_name(world),
-        **{f"version of {package}": version for package, version in provenance.versions().items()},
-    }
-    record = attempt.record
-    if record.pinned is None:
-        record = replace(record, pinned=now)
-    else:
-        _refuse_other_data(attempt, data_digest)
-        # A key that came with a later version of the code is not there: it had its default then, and nothing is known to differ.
-        changed = {key: (record.pinned[key], value) for key, value in now.items() if record.pinned.get(key, value) != value}
-        refused = changed.keys() & numeric_keys(attempt.config).keys()
-        if refused and not attempt.allow_numeric_change:
-            lines = "; ".join(f"{key}: {changed[key][0]} -> {changed[key][1]}" for key in sorted(refused))
-            raise ConfigError(
-                f"{attempt.folder.run_yaml}: this run was started with other numeric keys ({lines}). They change bits, not the experiment. "
-                "Restore them, or pass --allow-numeric-change: the run then counts as tier T2."
-            )
-        marks = [f"{key}: {old} -> {new} at attempt {attempt.generation}" for key, (old, new) in sorted(changed.items())]
-        record = replace(record, pinned={**record.pinned, **now}, marks=(*record.marks, *marks))
-    if world.is_main and record != attempt.record:
-        record.write(attempt.folder)
-    return record
+def facts_now(arrays: Arrays, world: World) -> dict[str, Any]:
+    """What tier T1 needs to be the same, beside the numeric keys."""
+    versions = {f"version of {package}": version for package, version in provenance.versions().items()}
+    return {"data_digest": arrays.digest, "world_size": world.size, "device": device_name(world), **versions}
 
 
 def device_name(world: World) -> str:
@@ -148,7 +121,10 @@ class Trainer:
         self.agreement = Agreement(engine.world)
         self.writer: CheckpointWriter | None = None
         self.saved_step: int | None = None
+        self.save_offered = False
         self.last_save = time.monotonic()
+        self.save_interval_s = attempt.config.train.checkpoint_every_s * jitter(attempt.record.run_id)
+        self.unwritten: list[EpochRecord] = []
         self.last_test: Evaluation | None = None
 
     def run(self) -> TrainResult | None:
@@ -174,9 +150,18 @@ class Trainer:
             log.info("started run=%s slug=%s generation=%d", record.run_id, record.slug, self.attempt.generation)
             return
         self.engine.load(found[0] if found else _read_chosen(self.attempt.folder, name))
+        self._refuse_fewer_epochs()
         world.sum(torch.ones(1, dtype=torch.int64))  # nobody saves, and so deletes, before everybody has read
         self.saved_step = self.engine.step
         log.info("resumed run=%s step=%d epoch=%d from=%s", record.run_id, self.engine.step, self.engine.epoch, name)
+
+    def _refuse_fewer_epochs(self) -> None:
+        done = self.engine.step / self.engine.steps_per_epoch
+        if done > self.epochs:
+            raise ConfigError(
+                f"train.epochs: {self.epochs} is less than the {done:.1f} epochs that the run has behind it. "
+                f"Use {math.ceil(done)} or more, or start a new sweep."
+            )
 
     def _train_epoch(self) -> None:
         """Train to the end of the running epoch; Stopped and Diverged are raised between steps."""
@@ -193,10 +178,13 @@ class Trainer:
 
     def _between_steps(self) -> None:
         """What the ranks agreed on at the previous step: give up, stop, or save."""
-        stop, save, diverged = self.agreement.agree(self.stop.is_set, self._is_save_due(1.0), self.engine.losses.has_diverged)
+        # With several ranks the answer comes one step late: what was offered is not offered again meanwhile, or each save came twice.
+        offer = not self.save_offered and self._is_save_due(1.0)
+        self.save_offered = self.save_offered or offer
+        stop, save, diverged = self.agreement.agree(self.stop.is_set, offer, self.engine.losses.has_diverged)
         self.stop.first_step()
         if diverged:
-            raise Diverged(f"the loss was not finite in {self.engine.losses.bad_in_a_row} checks running, before step {self.engine.step}")
+            raise Diverged(f"the loss was not finite several steps running, before step {self.engine.step}")
         if stop:
             self._stop_here()
         if save:
@@ -210,6 +198,7 @@ class Trainer:
         train_seconds = time.monotonic() - started
         if self._decide(self._is_save_due(0.5)):
             self._save(sums)
+        self.save_offered = False  # an offer that is under way is swallowed by the evaluation's calls
         validation, self.last_test = self._evaluate(self.splits.validation), self._evaluate(self.splits.test)
         value = validation.top1_pct if validation else None
         if value is not None and (engine.best_value is None or value > engine.best_value):
@@ -218,8 +207,18 @@ class Trainer:
         assert self.last_test is not None
         record = self._epoch_record(epoch, sums, validation, self.last_test, started, trained, train_seconds)
         if engine.world.is_main:
-            journal.append(self.attempt.folder, record)
+            self.unwritten.append(record)
+            self._write_down_epochs()
             log.info("%s", _epoch_line(record, self.epochs))
+
+    def _write_down_epochs(self) -> None:
+        """Append what is not in the journal yet. A full disk does not stop training: the next epoch tries again, the end insists."""
+        try:
+            while self.unwritten:
+                journal.append(self.attempt.folder, self.unwritten[0])
+                del self.unwritten[0]
+        except OSError as error:
+            log.error("epoch_not_written epoch=%d error=%s training goes on", self.unwritten[0].epoch, error)
 
     def _evaluate(self, split: Split) -> Evaluation | None:
         """None for an empty split; a stop request ends the evaluation, and what it had is discarded."""
@@ -235,6 +234,8 @@ class Trainer:
     ) -> EpochRecord:
         engine, config = self.engine, self.attempt.config
         images = min(sums.n, trained * config.train.global_batch_size)
+        seconds, images_per_s = time.monotonic() - started, images / max(train_seconds, 1e-9)
+        known = self._known_record() if not trained else None
         return EpochRecord(
             epoch=epoch,
             step=engine.step,
@@ -247,22 +248,26 @@ class Trainer:
             test_loss=test.loss,
             test_top1_pct=test.top1_pct,
             skipped_steps=sums.skipped,
-            seconds=round(time.monotonic() - started, 3),
-            images_per_s=round(images / max(train_seconds, 1e-9), 1) if trained else 0.0,
+            seconds=known.seconds if known else round(seconds, 3),
+            images_per_s=known.images_per_s if known else round(images_per_s, 1) if trained else None,
             time=round(time.time(), 3),
         )
+
+    def _known_record(self) -> EpochRecord | None:
+        """What an earlier attempt wrote of this epoch: an evaluation done again must not replace its timing."""
+        return next((record for record in journal.read(self.attempt.folder) if record.step == self.engine.step), None)
 
     def _is_save_due(self, share: float) -> bool:
         """Whether this share of the interval has passed since the last save; only rank 0 has an opinion."""
         waited = time.monotonic() - self.last_save
-        return self.engine.world.is_main and waited >= share * self.attempt.config.train.checkpoint_every_s
+        return self.engine.world.is_main and waited >= share * self.save_interval_s
 
     def _decide(self, opinion: bool) -> bool:
         return bool(self.engine.world.sum(torch.tensor([int(opinion)]))[0])
 
     def _save(self, sums: EpochSums, *, best: bool = False, final: bool = False, stop: bool = False) -> TrainState | None:
         """Hand a host copy to the writer; the state itself on rank 0, None elsewhere or where this step is saved already."""
-        self.last_save = time.monotonic()
+        self.last_save, self.save_offered = time.monotonic(), False
         if self.saved_step == self.engine.step and not (best or final):
             return None
         self.saved_step = self.engine.step
@@ -275,25 +280,36 @@ class Trainer:
     def _stop_here(self) -> None:
         """Make the state durable and raise Stopped. Every rank comes here at the same step."""
         self._save(self.engine.epoch_sums(), stop=True)
-        self._wait_durable("stop")
-        self.agreement.settle()
-        raise Stopped(f"{self.stop.signal_name or 'another rank'} at step {self.engine.step}")
-
-    def _wait_durable(self, why: str) -> None:
+        saved = f"step {self.engine.step}"
         if self.writer is not None and not self.writer.wait(STOP_SAVE_LIMIT_S):
-            name = first_nonfinite(self.engine.state(EpochSums.nothing()))
-            if name is not None:
-                raise Diverged(f"{name} is not finite at step {self.engine.step}")
-            raise CheckpointError(f"{self.attempt.folder.checkpoints}: the save at {why} did not become durable: {self.writer.last_error}")
+            self._raise_if_not_the_disks_fault()
+            # The run goes on from what is durable: a save that failed is no reason to lose the requeue.
+            saved = f"step {self.engine.step}, which is not saved ({self.writer.last_error}); durable is step {self.writer.durable_step}"
+            log.error("stop_not_saved %s", saved)
+        self.agreement.settle()
+        raise Stopped(f"{self.stop.signal_name or 'another rank'} at {saved}")
+
+    def _raise_if_not_the_disks_fault(self) -> None:
+        """A failed save means more than a full disk if a newer owner was in the way, or if the state itself is broken."""
+        assert self.writer is not None
+        if isinstance(self.writer.last_error, OwnedElsewhereError):
+            raise self.writer.last_error
+        name = first_nonfinite(self.engine.state(EpochSums.nothing()))
+        if name is not None:
+            raise Diverged(f"{name} is not finite at step {self.engine.step}")
 
     def _complete(self) -> TrainResult | None:
         """The final checkpoint, then the result, last of all."""
         self.agreement.settle()
         state = self._save(self.engine.epoch_sums(), final=True)
-        self._wait_durable("the end")
         if state is None or self.writer is None:
             return None
-        self.writer.close()
+        if not self.writer.close():
+            self._raise_if_not_the_disks_fault()
+            raise OSError(f"the final save did not become durable: {self.writer.last_error}")
+        self._write_down_epochs()
+        if self.unwritten:
+            raise OSError(f"{len(self.unwritten)} epochs could not be written into {self.attempt.folder.metrics}")
         result = self._result(state)
         result.write(self.attempt.folder)
         log.info("finished run=%s test=%.2f%% state_digest=%s", result.run_id, result.last_test_top1_pct, result.state_digest[:16])
@@ -340,13 +356,9 @@ class Trainer:
         )
 
 
-def _refuse_other_data(attempt: Attempt, data_digest: str) -> None:
-    pinned = (attempt.record.pinned or {}).get("data_digest")
-    if pinned != data_digest:
-        raise DataError(
-            f"{attempt.folder.run_yaml}: this run was started on data {pinned}, data.path and data.dir now give {data_digest}. "
-            "Point data.path at the first data set, or start a new sweep."
-        )
+def jitter(run_id: str) -> float:
+    """A factor within 0.9 and 1.1 from the run's id, so that the runs of a sweep do not all save in the same second."""
+    return 0.9 + 0.2 * int(run_id[:4], 16) / 0xFFFF
 
 
 def _read_chosen(folder: RunFolder, name: CheckpointName) -> TrainState:
@@ -361,5 +373,5 @@ def _epoch_line(record: EpochRecord, epochs: int) -> str:
     parts.append(f"train_loss={'nan' if record.train_loss is None else format(record.train_loss, '.4f')}")
     if record.val_top1_pct is not None:
         parts.append(f"val={record.val_top1_pct:.2f}%")
-    parts += [f"test={record.test_top1_pct:.2f}%", f"images/s={record.images_per_s:.0f}", f"seconds={record.seconds:.1f}"]
+    parts += [f"test={record.test_top1_pct:.2f}%", f"images/s={record.images_per_s or 0:.0f}", f"seconds={record.seconds:.1f}"]
     return " ".join(parts)

@@ -14,10 +14,12 @@ import yaml
 
 from seresnet.durable import fsync_folder, write_durably, write_json_durably
 from seresnet.errors import ConfigError
+from seresnet.record_types import misfits
 
 RUN_SCHEMA = 1
 RESULT_SCHEMA = 1
 
+_REWRITE = "Move run.yaml away, if it is there, and launch the sweep again to write it."
 _CHECKPOINT_NAME = re.compile(r"g(\d{4,})-s(\d{9,})-([0-9a-f]{16})\.safetensors")
 
 
@@ -124,7 +126,7 @@ class RunRecord:
         try:
             value = yaml.safe_load(folder.run_yaml.read_text())
         except (OSError, ValueError, yaml.YAMLError) as error:
-            raise ConfigError(f"{folder.run_yaml}: cannot be read: {error}. Launch the sweep again to write it.") from error
+            raise ConfigError(f"{folder.run_yaml}: cannot be read: {error}. {_REWRITE}") from error
         if not isinstance(value, dict) or value.get("schema") != RUN_SCHEMA:
             found = value.get("schema") if isinstance(value, dict) else type(value).__name__
             raise ConfigError(f"{folder.run_yaml}: schema is {found!r}, this version reads {RUN_SCHEMA}. Use the code that wrote it.")
@@ -132,8 +134,16 @@ class RunRecord:
         value["marks"] = tuple(value.get("marks") or ())
         missing = [key for key in ("run_id", "slug", "config") if key not in value]
         if missing:
-            raise ConfigError(f"{folder.run_yaml}: has no {', '.join(missing)}. Launch the sweep again to write it.")
+            raise ConfigError(f"{folder.run_yaml}: has no {', '.join(missing)}. {_REWRITE}")
         return cls(**{key.name: value[key.name] for key in fields(cls) if key.name in value})
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs are asked for. Raises ConfigError if the config does not say."""
+        try:
+            return int(self.config["train"]["epochs"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"run {self.run_id}: run.yaml says no number of train.epochs. {_REWRITE}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,8 +193,35 @@ class TrainResult:
             value = json.loads(folder.result.read_text())
             if value["schema"] != RESULT_SCHEMA:
                 raise ValueError(f"schema is {value['schema']!r}, this version reads {RESULT_SCHEMA}")
-            return cls(**{key.name: value[key.name] for key in fields(cls)})
+            result = cls(**{key.name: value[key.name] for key in fields(cls)})
+            result._check()
+            return result
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{folder.result}: not a result of this version: {error}. Move it away to train the run again.") from error
+
+    def _check(self) -> None:
+        """Raise ValueError for values that no training writes."""
+        bad = misfits(self)
+        if bad:
+            raise ValueError("wrong type or not finite: " + ", ".join(bad))
+        size = len(self.classes)
+        if len(self.confusion) != size or any(len(row) != size for row in self.confusion):
+            raise ValueError(f"confusion is not {size} x {size}")
+        for key in ("last_test_top1_pct", "best_on_test_top1_pct", "val_chosen_test_top1_pct"):
+            value = getattr(self, key)
+            if value is not None and not 0 <= value <= 100:
+                raise ValueError(f"{key} is {value}, not a percentage")
+
+
+def is_finished(folder: RunFolder, epochs: int | None = None) -> bool:
+    """Whether the run has a result of at least `epochs` epochs, by default as many as run.yaml asks for.
+
+    A result alone does not say so: train.epochs may have been raised since. Raises ConfigError for a result.json that cannot be read,
+    or a run.yaml that must be.
+    """
+    result = TrainResult.read(folder)
+    if result is None:
+        return False
+    return result.epochs >= (RunRecord.read(folder).epochs if epochs is None else epochs)

@@ -1,6 +1,6 @@
 """Stop requests: handlers that only set a flag. Imports nothing heavy, because it must be in place before torch is.
 
-One invariant: after the first optimiser step of an attempt no handler ends the process; the training loop does, at a step boundary.
+One invariant: once an attempt is at its first optimiser step no handler ends the process; the training loop does, at a step boundary.
 """
 
 import ctypes

@@ -4,6 +4,7 @@ Only the plain part of YAML is read, and scalars by the rules of YAML 1.2: `1e-4
 What a key means is left to the callers. One invariant: a value that looks like a secret reaches neither the tree nor a message.
 """
 
+import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,9 +21,13 @@ _FLOAT = re.compile(r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+
 _NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 _WORDS = {"": None, "~": None, "null": None, "Null": None, "NULL": None}
 _WORDS_BOOL = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
-# A W&B key: 40 hex digits alone or in a URL or assignment (in a path they may be a digest), or the newer wandb_v1_ form.
-_SECRET = re.compile(r"(^|[\s=:@])[0-9a-fA-F]{40}($|[\s@&,])|wandb_v[0-9]+_[0-9A-Za-z_]{16,}")
+# A W&B key: 40 hex digits, those of a server of one's own after "local-", or the newer wandb_v1_ form. After a slash they may be
+# a digest in a path; as the user of a URL they are a key again.
+_SECRET = re.compile(
+    r"(?<![0-9A-Za-z/_-])(?:local-)?[0-9a-fA-F]{40}(?![0-9A-Za-z])|(?<=//)[0-9a-fA-F]{40}(?=@)|wandb_v[0-9]+_[0-9A-Za-z_]{16,}"
+)
 _SECRET_ADVICE = "Take it out, have it revoked, and set WANDB_API_KEY in the environment"
+SECRET_PROBLEM = f"the value looks like a W&B key, and files are copied into sweeps. {_SECRET_ADVICE}."
 _HIDDEN = "(hidden)"
 _SHOWN_CHARACTERS = 60
 
@@ -78,7 +83,7 @@ class Faults:
         """Note one fault; label is the dotted key, or "" where the whole file is meant."""
         if place.source not in self._sources:
             self._sources.append(place.source)
-        line = f"{place}: {label}: {problem}" if label else f"{place}: {problem}"
+        line = _SECRET.sub(_HIDDEN, f"{place}: {label}: {problem}" if label else f"{place}: {problem}")
         self._found.setdefault(line, (self._sources.index(place.source), place.line))
 
     def __bool__(self) -> bool:
@@ -200,7 +205,7 @@ class _Reader:
 
     def _scalar(self, node: Any, label: str, place: Place) -> Located:
         if _SECRET.search(node.value):
-            return self._refuse(place, label, f"the value looks like a W&B key, and files are copied into sweeps. {_SECRET_ADVICE}.")
+            return self._refuse(place, label, SECRET_PROBLEM)
         value = resolve_plain(node.value) if node.style is None else node.value
         return Located(value=value, place=place, text=node.value)
 
@@ -229,13 +234,25 @@ class _Reader:
         return Place(self.source, 0 if self.line_less else node.start_mark.line + 1 if node else 1)
 
 
+def is_file(path: Path) -> bool:
+    """Path.is_file, but a name that is too long is no file rather than an OSError."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def nearest(name: str, known: Sequence[str]) -> str | None:
+    """The known name that a typo most probably meant."""
+    found = difflib.get_close_matches(name, known, n=1)
+    return found[0] if found else None
+
+
 def near_file(path: Path) -> str:
     """A fix for a file that is not there: the file beside it whose name is nearest."""
-    import difflib
-
     try:
         names = [entry.name for entry in path.parent.iterdir() if entry.suffix in (".yaml", ".yml")]
     except OSError:
         return f"There is no folder {path.parent}."
-    near = difflib.get_close_matches(path.name, names, n=1)
-    return f"Did you mean {path.parent / near[0]}?" if near else f"Name a file of {path.parent}{'/' if str(path.parent) != '/' else ''}."
+    near = nearest(path.name, names)
+    return f"Did you mean {path.parent / near}?" if near else f"Name a file of {path.parent}{'/' if str(path.parent) != '/' else ''}."

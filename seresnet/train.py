@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from seresnet import claims, provenance
-from seresnet.config import RunConfig, identity, run_id, slug, to_dict
+from seresnet.config import RunConfig, run_id, slug, to_dict
 from seresnet.config_file import config_from_dict, explain, read_run_config
 from seresnet.durable import write_json_durably
 from seresnet.errors import ConfigError, OwnedElsewhereError, ToolkitError
 from seresnet.exits import ENDING_OF_EXIT, Exit
-from seresnet.run_folder import RunFolder, RunRecord, TrainResult
+from seresnet.pinning import refuse_numeric_change, refuse_other_experiment, with_config
+from seresnet.run_folder import RunFolder, RunRecord, is_finished
 from seresnet.signals import StopFlag
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     rank = int(os.environ.get("RANK", "0"))
     try:
         if args.explain:
+            if args.config is None:
+                raise ConfigError("--explain needs --config: the YAML file whose value is asked for.")
             print("\n".join(explain(read_run_config(args.config, args.override), key) for key in args.explain))
             return 0
         folder, config = _folder_and_config(args)
@@ -43,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(Exit.USER_ERROR) if "SERESNET_GENERATION" in os.environ else 2
     _start_logging(rank, None if "SERESNET_GENERATION" in os.environ else folder)
     process = _Process(folder, config, rank, allow_numeric_change=args.allow_numeric_change)
-    process.run(args.config is not None)
+    process.run()
 
 
 class _Process:
@@ -53,22 +56,26 @@ class _Process:
         self.folder, self.config, self.rank = folder, config, rank
         self.allow_numeric_change = allow_numeric_change
         self.supervised = "SERESNET_GENERATION" in os.environ
-        self.generation: int | None = None
+        self.generation = int(os.environ["SERESNET_GENERATION"]) if self.supervised else None
         self.world: World | None = None
 
-    def run(self, config_given: bool) -> NoReturn:
+    def run(self) -> NoReturn:
         """Train, and leave with the code that says how it ended."""
         stop = StopFlag()
         stop.install(at_once=lambda name: self.leave(Exit.STOPPED, f"{name} before the first step", part=False))
         try:
-            code, reason = self._train(stop, config_given)
+            code, reason = self._train(stop)
         except BaseException as error:
             code, reason = _classify(error)
+            if code == 1 and stop.is_set and isinstance(error, RuntimeError):
+                # A peer that was told to stop before its first step is gone at once; what is durable is where the run goes on.
+                code, reason = Exit.STOPPED, f"{stop.signal_name}, and then: {reason}"
         self.leave(code, reason)
 
     def leave(self, code: int, reason: str, *, part: bool = True) -> NoReturn:
         """Write down how this rank ends, part from the others where that was agreed, and exit without running finalisers."""
-        log.info("ending=%s code=%d rank=%d reason=%s", ENDING_OF_EXIT.get(code, "crashed"), code, self.rank, reason)
+        level = logging.INFO if code in (Exit.FINISHED, Exit.STOPPED) else logging.ERROR
+        log.log(level, "ending=%s code=%d rank=%d reason=%s", ENDING_OF_EXIT.get(code, "crashed"), code, self.rank, reason)
         self._record(code, reason)
         if part and self.world is not None and code in (Exit.FINISHED, Exit.STOPPED, Exit.DIVERGED):
             self.world.part()
@@ -77,10 +84,10 @@ class _Process:
         sys.stderr.flush()
         os._exit(code)
 
-    def _train(self, stop: StopFlag, config_given: bool) -> tuple[int, str]:
+    def _train(self, stop: StopFlag) -> tuple[int, str]:
         if _is_finished(self.folder, self.config):
             return Exit.FINISHED, "finished before; nothing to do"
-        owned = self._own(config_given) if self.rank == 0 else None
+        owned = self._own() if self.rank == 0 else None
         from seresnet import recipe, world  # torch takes seconds: the handlers, the claim and its heart are in place
 
         recipe.make_deterministic(self.config)
@@ -93,7 +100,6 @@ class _Process:
             config=self.config,
             generation=claim.generation,
             base=claim.base,
-            allow_numeric_change=self.allow_numeric_change,
         )
         if self.rank == 0:
             self._introduce(recipe.device_name(self.world))
@@ -105,18 +111,32 @@ class _Process:
             return Exit.DIVERGED, str(diverged)
         return Exit.FINISHED, "finished"
 
-    def _own(self, config_given: bool) -> tuple[RunRecord, claims.Claim]:
+    def _own(self) -> tuple[RunRecord, claims.Claim]:
         """Rank 0: make the folder what the config says, claim it unless the supervisor has, and show that it lives."""
-        record = _write_record(self.folder, self.config) if config_given else RunRecord.read(self.folder)
+        self.folder.create()
         if self.supervised:
-            generation = int(os.environ["SERESNET_GENERATION"])
-            claim = next((claim for claim in claims.read_claims(self.folder) if claim.generation == generation), None)
-            assert claim is not None, f"{self.folder.claim(generation)}: the supervisor named a claim that is not there"
+            claim = claims.read_claim(self.folder, int(os.environ["SERESNET_GENERATION"]))
+            assert claim is not None, f"{self.folder.path}: the supervisor named a claim that is not there"
         else:
             claim = claims.acquire(self.folder, claims.this_process())
         self.generation = claim.generation
         claims.Heart(self.folder, claim.generation, lambda: self.leave(Exit.FENCED, "a newer attempt owns this run", part=False)).start()
-        return record, claim
+        return self._record_of_run(), claim
+
+    def _record_of_run(self) -> RunRecord:
+        """run.yaml as this start leaves it: written by the run's owner only, and only after everything is checked."""
+        if self.folder.run_yaml.exists():
+            old = RunRecord.read(self.folder)
+            if not self.allow_numeric_change:
+                refuse_numeric_change(self.folder, old, self.config)
+            record = with_config(old, self.config)
+            if record == old:
+                return record
+        else:
+            name = self.folder.path.name.removesuffix(f"-{run_id(self.config)}")
+            record = RunRecord(run_id=run_id(self.config), slug=slug(name), config=to_dict(self.config))
+        record.write(self.folder)
+        return record
 
     def _introduce(self, device: str) -> None:
         """The attempt's header in the log, and what it runs on beside the claim, which is never rewritten."""
@@ -155,8 +175,7 @@ def _classify(error: BaseException) -> tuple[int, str]:
 
 
 def _is_finished(folder: RunFolder, config: RunConfig) -> bool:
-    result = TrainResult.read(folder)
-    return result is not None and result.epochs >= config.train.epochs
+    return is_finished(folder, config.train.epochs)
 
 
 def _folder_and_config(args: argparse.Namespace) -> tuple[RunFolder, RunConfig]:
@@ -167,47 +186,20 @@ def _folder_and_config(args: argparse.Namespace) -> tuple[RunFolder, RunConfig]:
         if args.override:
             raise ConfigError(f"override {args.override[0]!r}: a run folder's config is fixed. Give --config as well, or change the sweep.")
         folder = RunFolder(path=args.run_dir)
-        return folder, config_from_dict(RunRecord.read(folder).config, str(folder.run_yaml))
+        record = RunRecord.read(folder)
+        config = config_from_dict(record.config, str(folder.run_yaml))
+        refuse_other_experiment(folder, record, config)
+        return folder, config
     config = read_run_config(args.config, args.override).config
     path = args.run_dir or Path("runs") / "single" / f"{_slug(args.config, config)}-{run_id(config)}"
     folder = RunFolder(path=path)
     if folder.run_yaml.exists():
-        _refuse_other_experiment(folder, config)
+        refuse_other_experiment(folder, RunRecord.read(folder), config)
     return folder, config
 
 
 def _slug(path: Path, config: RunConfig) -> str:
     return slug(f"{path.stem}-s{config.train.seed}")
-
-
-def _refuse_other_experiment(folder: RunFolder, config: RunConfig) -> None:
-    record = RunRecord.read(folder)
-    if record.run_id == run_id(config):
-        return
-    old, new = identity(config_from_dict(record.config, str(folder.run_yaml))), identity(config)
-    diff = [
-        f"  {key}: {old.get(key, 'default')} -> {new.get(key, 'default')}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-    ]
-    raise ConfigError(
-        f"{folder.run_yaml}: the folder holds run {record.run_id}, the config says {run_id(config)}:\n"
-        + "\n".join(diff)
-        + "\nRestore the config, or choose another --run-dir."
-    )
-
-
-def _write_record(folder: RunFolder, config: RunConfig) -> RunRecord:
-    """Create the folder, or take over operational and extendable keys of a changed config; what is pinned stays."""
-    folder.create()
-    if folder.run_yaml.exists():
-        old = RunRecord.read(folder)
-        record = RunRecord(run_id=old.run_id, slug=old.slug, config=to_dict(config), pinned=old.pinned, marks=old.marks)
-    else:
-        name = folder.path.name.removesuffix(f"-{run_id(config)}")
-        record = RunRecord(run_id=run_id(config), slug=slug(name), config=to_dict(config))
-    record.write(folder)
-    return record
 
 
 def _start_logging(rank: int, folder: RunFolder | None) -> None:

@@ -4,7 +4,6 @@ Used for every key of every file, so that a mistake reads the same everywhere. O
 number to a float; a bool is never a number and text is never anything else.
 """
 
-import difflib
 import math
 import re
 import types
@@ -13,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from seresnet.config import KeyRule
-from seresnet.strict_yaml import Bad, Located
+from seresnet.strict_yaml import Bad, Located, nearest
 
 #: Beyond it a JSON reader or a float loses digits, so two values would share one identity.
 _LARGEST_WHOLE = 2**53
@@ -40,18 +39,14 @@ def convert(node: Located, hint: Any, rule: KeyRule | None = None) -> Any:
     raise MistypedError(_mismatch(node, alternatives))
 
 
-def nearest(name: str, known: Sequence[str]) -> str | None:
-    """The known name that a typo most probably meant."""
-    found = difflib.get_close_matches(name, known, n=1)
-    return found[0] if found else None
-
-
 def _fits(node: Located, kind: Any) -> bool:
     value = node.value
     if typing.get_origin(kind) is Literal:
         return isinstance(value, str) and value in typing.get_args(kind)
     if typing.get_origin(kind) is tuple:
-        return isinstance(value, list) and bool(value) and all(_fits(entry, int) for entry in value)
+        item = _item(kind)
+        # An empty list of numbers describes nothing; an empty list of lines takes back those of a layer below.
+        return isinstance(value, list) and (bool(value) or item is str) and all(_fits(entry, item) for entry in value)
     if kind is float:
         return type(value) in (int, float) and not isinstance(value, bool)
     return type(value) is kind and value != ""
@@ -59,10 +54,10 @@ def _fits(node: Located, kind: Any) -> bool:
 
 def _checked(node: Located, kind: Any, rule: KeyRule | None) -> Any:
     if typing.get_origin(kind) is tuple:
-        return tuple(_checked(entry, int, rule) for entry in node.value)
+        return tuple(_checked(entry, _item(kind), rule) for entry in node.value)
     if kind not in (int, float):
         return node.value
-    if abs(node.value) >= _LARGEST_WHOLE and math.isfinite(node.value):
+    if _LARGEST_WHOLE <= abs(node.value) < math.inf:  # math.isfinite would raise for an int that no float can hold
         raise MistypedError(f"{node.shown()} is too large a number. Use one below 2^53.")
     value = float(node.value) + 0.0 if kind is float else node.value  # + 0.0: -0.0 and 0.0 are one value
     if not math.isfinite(value):
@@ -70,6 +65,11 @@ def _checked(node: Located, kind: Any, rule: KeyRule | None) -> Any:
     if rule and not _within(value, rule):
         raise MistypedError(f"{node.shown()} is out of range. {_range_fix(rule)}")
     return value
+
+
+def _item(kind: Any) -> Any:
+    """What a list of this kind holds: tuple[int, ...] whole numbers, tuple[str, ...] lines of text."""
+    return typing.get_args(kind)[0]
 
 
 def _within(value: float, rule: KeyRule) -> bool:
@@ -94,16 +94,16 @@ def _mismatch(node: Located, alternatives: Sequence[Any]) -> str:
     wanted = " or ".join(_wanted(kind) for kind in alternatives)
     if node.value == "":
         return f"empty text is given, {wanted} is wanted. {'Write null for unset' if type(None) in alternatives else 'Write a value'}."
-    what = "a mapping is given" if isinstance(node.value, dict) else f"{node.shown()} is {_kind(node)}"
+    what = "a mapping is given" if isinstance(node.value, dict) else f"{node.shown()} is {_kind(node, alternatives)}"
     return f"{what}, {wanted} is wanted. {_fix(node, alternatives, options)}"
 
 
-def _kind(node: Located) -> str:
+def _kind(node: Located, alternatives: Sequence[Any]) -> str:
     if isinstance(node.value, list):
         if not node.value:
             return "an empty list"
-        # Lists of whole numbers are the only ones wanted anywhere.
-        return next((f"a list with {entry.shown()} in it" for entry in node.value if type(entry.value) is not int), "a list")
+        item = next((_item(kind) for kind in alternatives if typing.get_origin(kind) is tuple), int)
+        return next((f"a list with {entry.shown()} in it" for entry in node.value if not _fits(entry, item)), "a list")
     return _KINDS.get(type(node.value), type(node.value).__name__)
 
 
@@ -111,7 +111,7 @@ def _wanted(kind: Any) -> str:
     if typing.get_origin(kind) is Literal:
         return "one of " + ", ".join(typing.get_args(kind))
     if typing.get_origin(kind) is tuple:
-        return "a list of whole numbers"
+        return "a list of lines" if _item(kind) is str else "a list of whole numbers"
     return {type(None): "null", bool: "true or false", float: "a number"}.get(kind) or _KINDS[kind]
 
 
@@ -137,7 +137,10 @@ def _fix(node: Located, alternatives: Sequence[Any], options: Sequence[str]) -> 
         return f"Write {int(value)}."
     if (int in alternatives or float in alternatives) and isinstance(value, str):
         return _number_fix(value)
-    if type(value) is int and any(typing.get_origin(kind) is tuple for kind in alternatives):
+    lists = [_item(kind) for kind in alternatives if typing.get_origin(kind) is tuple]
+    if str in lists:
+        return "Write one `- line` each."
+    if type(value) is int and lists:
         return f"Write [{value}]."
     if str in alternatives and value is not None and not isinstance(value, list | dict):
         return f'Write "{node.text}" in quotes, if it is meant.'

@@ -1,6 +1,7 @@
 """Killed anywhere and started again, a run ends with the bits of an undisturbed one: 1, 2 and 4 ranks on the CPU."""
 
 import random
+import resource
 import signal
 from pathlib import Path
 
@@ -43,14 +44,15 @@ def assert_same(run_dir: Path, expected: tuple[TrainResult, list[EpochRecord]], 
 def test_sigkill_at_random_times_changes_no_bit(size: int, seed: int, digits_dir: Path, undisturbed: dict, tmp_path: Path) -> None:
     draw = random.Random(1000 * size + seed)
     config, run_dir = ring.tiny_config(tmp_path, digits_dir, size), tmp_path / "run"
-    steps = []
+    steps, codes = [], []
     for _ in range(4):
         goal = _newest_step(run_dir) + draw.randrange(0, 8)
         processes = ring.start(config, run_dir, size)
         ring.wait_until(lambda: _newest_step(run_dir) > goal or not all(p.is_alive() for p in processes))  # noqa: B023
         draw.choice(processes).kill()
-        ring.join_all(processes, limit_s=20)
+        codes.append(ring.join_all(processes, limit_s=20))
         steps.append(_newest_step(run_dir))
+    assert any(-signal.SIGKILL in attempt for attempt in codes), f"every kill came too late: {codes}"
     ring.finish(config, run_dir, size)
     assert_same(run_dir, undisturbed[size], f"{size} ranks killed with durable steps {steps}")
 
@@ -69,6 +71,20 @@ def test_stop_requests_save_and_exit_75_on_every_rank(size: int, digits_dir: Pat
         assert _newest_step(run_dir) > before, f"{number.name}: nothing newer than step {before} was saved"
     ring.finish(config, run_dir, size)
     assert_same(run_dir, undisturbed[size], f"{size} ranks stopped twice")
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="this system has no prlimit")
+def test_a_stop_that_cannot_save_still_counts_as_a_stop(digits_dir: Path, undisturbed: dict, tmp_path: Path) -> None:
+    config, run_dir = ring.tiny_config(tmp_path, digits_dir, 1), tmp_path / "run"
+    (process,) = ring.start(config, run_dir, 1)
+    ring.wait_until(lambda: _newest_step(run_dir) >= 2)
+    smallest = min(path.stat().st_size for path in run_dir.glob("ckpt/*.safetensors"))
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (smallest - 1, smallest - 1))  # a full disk, for checkpoints alone
+    ring.send([process], signal.SIGTERM)
+    assert ring.join_all([process]) == [75], (tmp_path / "output.txt").read_text()[-3000:]
+    assert "which is not saved" in (tmp_path / "output.txt").read_text()
+    ring.finish(config, run_dir, 1)
+    assert_same(run_dir, undisturbed[1], "stopped without space")
 
 
 def test_training_a_finished_run_again_does_nothing(digits_dir: Path, tmp_path: Path) -> None:

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 import ranks as ring
+import torch
 
+from seresnet.config import run_id, to_dict
+from seresnet.config_file import read_run_config
 from seresnet.run_folder import RunFolder, RunRecord, TrainResult
 
 
@@ -72,6 +75,54 @@ def test_other_data_is_refused(unfinished: tuple[Path, Path]) -> None:
     assert done.returncode == 78 and "this run was started on data ffffff" in done.stdout, done.stdout
 
 
+def test_a_run_yaml_edited_by_hand_is_refused(unfinished: tuple[Path, Path]) -> None:
+    run_yaml = unfinished[1] / "run.yaml"
+    before = run_yaml.read_text()
+    edit(run_yaml, "lr: 0.05\n", "lr: 0.2\n")
+    try:
+        command = [sys.executable, "-m", "seresnet.train", "--run-dir", str(unfinished[1])]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    finally:
+        run_yaml.write_text(before)
+    assert done.returncode == 2 and "the folder holds run" in done.stderr, done.stderr
+
+
+def test_fewer_epochs_than_are_trained_are_refused(digits_dir: Path, tmp_path: Path) -> None:
+    config, run_dir = ring.tiny_config(tmp_path, digits_dir, 1), tmp_path / "run"
+    processes = ring.start(config, run_dir, 1)
+    ring.wait_until(lambda: len(list(run_dir.glob("ckpt/*-s00000001?-*"))) > 0)  # step 10 or later, of 6 an epoch
+    ring.kill_all(processes)
+    edit(config, "optim:\n", "optim:\n  schedule_epochs: 5\n")
+    done = start_again(config, run_dir, "train.epochs=1")
+    assert done.returncode == 78 and "train.epochs: 1 is less than the" in done.stdout, done.stdout
+
+
+def test_a_start_that_loses_the_claim_changes_nothing(digits_dir: Path, tmp_path: Path) -> None:
+    config, run_dir = ring.tiny_config(tmp_path, digits_dir, 1, epochs=300), tmp_path / "run"
+    processes = ring.start(config, run_dir, 1)
+    ring.wait_until(lambda: any(run_dir.glob("ckpt/*.safetensors")))
+    before = (run_dir / "run.yaml").read_text()
+    try:
+        done = start_again(config, run_dir, "train.amp=bf16", "train.threads=2")
+    finally:
+        ring.kill_all(processes)
+    assert done.returncode == 77, done.stdout
+    assert (run_dir / "run.yaml").read_text() == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="gpu: this machine has one")
+def test_a_rank_that_cannot_start_says_why_and_writes_it_down(digits_dir: Path, tmp_path: Path) -> None:
+    config, folder = ring.tiny_config(tmp_path, digits_dir, 2, device="cuda"), RunFolder(path=tmp_path / "run")
+    folder.create()
+    resolved = read_run_config(config).config
+    RunRecord(run_id=run_id(resolved), slug="tiny", config=to_dict(resolved)).write(folder)
+    env = {**os.environ, "RANK": "1", "WORLD_SIZE": "2", "SERESNET_GENERATION": "1"}
+    command = [sys.executable, "-m", "seresnet.train", "--run-dir", str(folder.path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=env)
+    assert done.returncode == 78 and "rank=1" in done.stdout and "sees no CUDA device" in done.stdout, done.stdout
+    assert json.loads(folder.rank_exit(1, 1).read_text())["ending"] == "user_error"
+
+
 def test_no_config_and_no_folder_says_what_is_needed() -> None:
     done = subprocess.run([sys.executable, "-m", "seresnet.train"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and done.stderr.startswith("--config or --run-dir is needed"), done.stderr
@@ -83,11 +134,8 @@ def test_explain_names_value_and_line(unfinished: tuple[Path, Path]) -> None:
     assert done.returncode == 0 and f"{unfinished[0].name}:{line}" in done.stdout and "0.05" in done.stdout, done.stdout
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="gpu: this machine has one")
 def test_cuda_without_a_gpu_is_a_user_error(digits_dir: Path, tmp_path: Path) -> None:
-    import torch
-
-    if torch.cuda.is_available():
-        pytest.skip("gpu: this machine has one")
     config = ring.tiny_config(tmp_path, digits_dir, 1, device="cuda")
     done = start_again(config, tmp_path / "run")
     assert done.returncode == 78 and "sees no CUDA device" in done.stdout, done.stdout

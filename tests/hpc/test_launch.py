@@ -3,6 +3,7 @@
 Reading a sweep, a supervisor's work and a real cluster have tests of their own; one slow test here goes the whole way.
 """
 
+import errno
 import json
 import os
 import subprocess
@@ -18,10 +19,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from hpc import launcher, local, locks, slurm
+from hpc import collect, launcher, local, locks, slurm
 from hpc.launch import main
 from hpc.launcher import Request, launch
 from hpc.paths import Plan, Submissions, SweepFolder
+from hpc.plan_view import make_console
 from seresnet import attempts
 from seresnet.attempts import Claim, Owner
 from seresnet.config_file import config_from_dict
@@ -67,9 +69,11 @@ class Bench:
             self.list_job(f"{job_id}_{index}", "PENDING", facts["job_name"])
         return job_id
 
-    def list_job(self, job_id: str, state: str, name: str = "") -> None:
+    def list_job(self, job_id: str, state: str, name: str | None = None) -> None:
+        """A job in the queue, by default under the name that its array was sent with."""
         assert self.listed is not None
-        self.listed[job_id] = slurm.ListedJob(job_id=job_id, name=name, state=state, reason="None")
+        name = self.sent[int(job_id.partition("_")[0]) - 101]["job_name"] if name is None else name
+        self.listed[job_id] = slurm.ListedJob(job_id=job_id, name=name or self.sent[-1]["job_name"], state=state, reason="None")
 
     def launch(self, *overrides: str, site: str | None = "slurm", **request: Any) -> tuple[int, str]:
         text = StringIO()
@@ -246,6 +250,35 @@ def test_retry_of_a_run_sends_that_run_alone(bench: Bench) -> None:
     assert bench.tasks_sent() == [("se-s1",)]
 
 
+@pytest.mark.parametrize(
+    ("retry", "sent"),
+    [
+        (("failed",), {"baseline-s0"}),
+        (("lost",), {"se-s1"}),
+        (("failed", "se-s0"), {"baseline-s0", "se-s0"}),
+        (("lost", "failed"), {"baseline-s0", "se-s1"}),
+        (("all",), {"baseline-s0", "baseline-s1", "se-s0", "se-s1"}),
+    ],
+)
+def test_retry_sends_all_that_is_asked_for_and_nothing_else(bench: Bench, retry: tuple[str, ...], sent: set[str]) -> None:
+    bench.launch()
+    bench.listed = {}
+    attempt(bench.run("baseline-s0"), "crashed")
+    attempt(bench.run("se-s0"), "stopped")
+    attempt(bench.run("se-s1"), None)
+    os.utime(bench.run("se-s1").claim(1), (0, 0))
+    bench.launch(retry=retry)
+    assert {slug for task in bench.tasks_sent() for slug in task} == sent
+
+
+def test_retry_that_names_no_run_says_what_a_plain_launch_would_send(bench: Bench) -> None:
+    bench.launch()
+    bench.listed = {}
+    code, text = bench.launch(retry=("failed",))
+    assert (code, len(bench.sent)) == (1, 1)
+    assert "no run is what --retry names, and 4 runs a plain launch would send" in text
+
+
 def test_retry_of_a_finished_run_is_refused(bench: Bench) -> None:
     bench.launch()
     finish(bench.run("se-s1"))
@@ -313,6 +346,30 @@ def test_a_pinned_section_and_marks_survive_a_relaunch(bench: Bench) -> None:
     assert record.config["train"]["checkpoint_every_s"] == 5
 
 
+def test_a_torn_run_yaml_is_written_again_if_its_run_never_started(bench: Bench) -> None:
+    bench.launch()
+    bench.listed = {}
+    whole = bench.run("se-s1").run_yaml.read_bytes()
+    for torn in (b"", b"{", whole[:60]):
+        bench.run("se-s1").run_yaml.write_bytes(torn)
+        bench.listed = {}
+        bench.launch()
+        assert bench.run("se-s1").run_yaml.read_bytes() == whole
+
+
+def test_a_torn_run_yaml_of_a_started_run_is_refused_until_it_is_moved_away(bench: Bench) -> None:
+    bench.launch()
+    bench.listed = {}
+    folder = bench.run("se-s1")
+    attempt(folder, "stopped")
+    folder.run_yaml.write_bytes(b"{")
+    with pytest.raises(ConfigError, match=r"se-s1-\w+/run\.yaml: cannot be read(.|\n)*Move run\.yaml away"):
+        bench.launch()
+    folder.run_yaml.unlink()
+    bench.launch()
+    assert ("se-s1",) in bench.tasks_sent()
+
+
 def test_a_changed_numeric_key_of_a_started_run_is_refused_before_sbatch(bench: Bench) -> None:
     bench.launch()
     bench.listed = {}
@@ -350,6 +407,22 @@ def test_dry_run_writes_nothing_and_prints_the_script(bench: Bench, tmp_path: Pa
     assert sorted(tmp_path.rglob("*")) == before
     assert "#SBATCH --array=0-3" in text
     assert "task 0001/3: se-s1" in text
+
+
+def test_a_dry_run_names_the_job_that_a_launch_sends(bench: Bench) -> None:
+    _, text = bench.launch(dry_run=True)
+    assert "#SBATCH --job-name=demo-XXXXXXXX-0001" in text
+    assert "XXXXXXXX: drawn at the first launch" in text
+    bench.launch()
+    bench.listed = {}
+    _, text = bench.launch(dry_run=True)
+    bench.launch()
+    assert f"#SBATCH --job-name={bench.sent[-1]['job_name']}\n" in text
+
+
+def test_one_run_is_one_task_of_one_rank(bench: Bench) -> None:
+    _, text = bench.launch("seeds=1")
+    assert "sent 2 runs as job 101, 2 tasks of 1 rank\n" in text
 
 
 def test_missing_data_is_refused_with_the_command_before_sbatch(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -422,6 +495,48 @@ def test_explain_prints_the_value_and_the_line(bench: Bench, capsys: pytest.Capt
 def test_overrides_may_stand_between_options(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--sweep", str(bench.file), "site=slurm", "--dry-run", "seeds=3", "--runs-dir", "other"]) == 0
     assert "6 runs in 2 arms: 6 to send" in capsys.readouterr().out
+
+
+def test_a_runs_dir_that_cannot_be_written_is_one_line_and_exit_2(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    for runs_dir in (bench.file, Path("/proc/runs") if Path("/proc").is_dir() else bench.file / "below"):
+        assert main(["--sweep", str(bench.file), "site=slurm", "--runs-dir", str(runs_dir)]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(str(runs_dir)) and error.count("\n") == 1
+    assert not bench.sent
+
+
+def test_a_full_disk_is_one_line_with_the_folder(bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def full(*args: Any) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(launcher, "snapshot_code", full)
+    assert main(["--sweep", str(bench.file), "site=slurm"]) == 2
+    assert capsys.readouterr().err.startswith("runs/demo: No space left on device.")
+    assert not bench.sent
+
+
+def test_collect_into_a_place_that_cannot_be_is_one_line_and_exit_2(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    bench.launch()
+    capsys.readouterr()
+    assert collect.main([str(bench.sweep.path), "--no-figures", "--output", str(bench.file / "below")]) == 2
+    assert capsys.readouterr().err == f"{bench.file / 'below'}: Not a directory\n"
+
+
+def test_interrupted_before_anything_runs_is_one_word_and_exit_130(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(runs: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(launcher, "ensure_prepared", interrupt)
+    assert main(["--sweep", str(bench.file), "site=local"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize(("columns", "width"), [("abc", 160), ("", 160), ("0", 160), ("-5", 160), ("70", 70)])
+def test_a_width_that_is_none_is_ignored(monkeypatch: pytest.MonkeyPatch, columns: str, width: int) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    assert make_console(StringIO()).width == width
 
 
 @pytest.mark.parametrize("width", [80, 200])

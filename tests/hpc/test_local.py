@@ -1,7 +1,9 @@
 """Tasks as child processes of a launcher: how many at once, where, and what a stop does to them."""
 
+import json
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Sequence
@@ -15,15 +17,17 @@ from rich.console import Console
 from hpc import local
 from hpc.local import LocalTask, Room
 from hpc.paths import Submission, SweepFolder
-from seresnet.errors import SubmissionError
+from seresnet.errors import ConfigError, SubmissionError
 
 STAND_IN = """\
-import pathlib, signal, sys, time
+import json, os, pathlib, signal, sys, time
 sweep, task = pathlib.Path(sys.argv[2]), sys.argv[4].replace("/", "_")
 def stop(*_):
+    time.sleep(0.3)
     (sweep / f"{task}.saved").touch()
     sys.exit(75)
 signal.signal(signal.SIGTERM, stop)
+(sweep / f"{task}.env").write_text(json.dumps(dict(os.environ)))
 (sweep / f"{task}.start").write_text(f"{time.time()} {pathlib.Path.cwd()}")
 print("hello from", task, flush=True)
 time.sleep(float((sweep / "seconds").read_text()))
@@ -35,7 +39,7 @@ class LocalBench:
     """A sweep folder whose code snapshot holds a supervisor that sleeps."""
 
     def __init__(self, root: Path, seconds: float) -> None:
-        self.sweep = SweepFolder(root)
+        self.sweep, self.printed = SweepFolder(root), StringIO()
         self.entry = Submission(id="0001", created=0.0, code="0001", mode="local", tasks=())
         package = self.sweep.code("0001") / "hpc"
         package.mkdir(parents=True)
@@ -43,8 +47,8 @@ class LocalBench:
         (package / "supervisor.py").write_text(STAND_IN)
         (root / "seconds").write_text(str(seconds))
 
-    def run(self, tasks: Sequence[LocalTask], room: Room) -> bool:
-        return local.run_local(self.sweep, self.entry, tasks, room, Console(file=StringIO()), lambda listed: [])
+    def run(self, tasks: Sequence[LocalTask], room: Room, look: local.Look = lambda listed: []) -> bool:
+        return local.run_local(self.sweep, self.entry, tasks, room, Console(file=self.printed, width=200), look)
 
     def spans(self) -> list[tuple[float, float]]:
         starts = sorted(self.sweep.path.glob("*.start"))
@@ -79,6 +83,54 @@ def test_a_task_runs_in_the_code_snapshot_and_its_output_is_kept(tmp_path: Path)
     bench.run(tasks(1), Room(cores=1))
     assert (tmp_path / "0001_0.start").read_text().split()[1] == str(tmp_path / "code" / "0001")
     assert "hello from 0001_0" in bench.sweep.task_log("0001/0").read_text()
+
+
+def test_inside_an_allocation_no_child_takes_the_enclosing_job_for_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT", "SLURM_PROCID", "SBATCH_ACCOUNT"):
+        monkeypatch.setenv(name, "7")
+    monkeypatch.setenv("SLURM_CONF", "/etc/slurm.conf")
+    LocalBench(tmp_path, 0.0).run(tasks(1), Room(cores=1))
+    seen = json.loads((tmp_path / "0001_0.env").read_text())
+    # SLURM_CONF says where the controller is: an earlier owner of a run may be a job.
+    assert {name for name in seen if name.startswith(("SLURM", "SBATCH"))} == {"SLURM_CONF"}
+
+
+def test_a_user_who_sets_pythonsafepath_still_runs_the_snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
+    LocalBench(tmp_path, 0.0).run(tasks(1), Room(cores=1))
+    assert (tmp_path / "0001_0.start").exists()
+    assert "PYTHONSAFEPATH" not in json.loads((tmp_path / "0001_0.env").read_text())
+
+
+def test_a_look_that_fails_is_told_once_and_ends_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hpc.progress_view._LINE_EVERY_S", 0.1)
+    looks = []
+
+    def look(listed: local.Listed) -> Sequence[Any]:
+        looks.append(listed)
+        raise ConfigError("result.json: torn")
+
+    bench = LocalBench(tmp_path, 0.5)
+    assert bench.run(tasks(2), Room(cores=2), look) is False
+    assert len(bench.spans()) == 2
+    assert len(looks) > 2
+    assert bench.printed.getvalue().count("result.json: torn") == 1
+
+
+def test_after_an_error_of_the_launcher_children_save_before_it_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = local._start
+
+    def start_one(sweep: SweepFolder, task: LocalTask, gpus: list[str], code: Path) -> subprocess.Popen[bytes]:
+        if task.name == "0001/0":
+            return start(sweep, task, gpus, code)
+        while not (tmp_path / "0001_0.start").exists():
+            time.sleep(0.02)
+        raise OSError("no more processes")
+
+    monkeypatch.setattr(local, "_start", start_one)
+    with pytest.raises(OSError, match="no more processes"):
+        LocalBench(tmp_path, 60.0).run(tasks(2), Room(cores=2))
+    assert (tmp_path / "0001_0.saved").exists(), "the lock was given back while a training still saved"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

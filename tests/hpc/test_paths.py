@@ -63,6 +63,27 @@ def test_submissions_are_read_back_and_replaced_by_id(tmp_path: Path) -> None:
     assert record.next_id() == "0002"
 
 
+def test_ids_that_only_the_plan_remembers_are_not_used_again(tmp_path: Path) -> None:
+    sweep = SweepFolder(tmp_path)
+    replace(PLAN, tasks={**PLAN.tasks, "0007/0": ("aaaaaaaaaaaa",), "single/bbbbbbbbbbbb": ("bbbbbbbbbbbb",)}).write(sweep)
+    record = Submissions.read(sweep)
+    assert (record.submissions, record.next_id()) == ((), "0008")
+    record.with_entry(ENTRY).write(sweep)
+    assert Submissions.read(sweep).with_entry(ENTRY).next_id() == "0008"
+    assert json.loads(sweep.submission.read_text()).keys() == {"schema", "submissions"}
+
+
+@pytest.mark.parametrize("change", [{"id": "x"}, {"id": 1}, {"id": "²"}, {"tasks": None}, {"more": 1}])
+def test_a_damaged_submission_is_refused_by_name(tmp_path: Path, change: dict[str, object]) -> None:
+    sweep = SweepFolder(tmp_path)
+    Submissions().with_entry(ENTRY).write(sweep)
+    value = json.loads(sweep.submission.read_text())
+    value["submissions"][0] |= change
+    sweep.submission.write_text(json.dumps(value))
+    with pytest.raises(ConfigError, match=r"submission\.json: not a record of this version"):
+        Submissions.read(sweep)
+
+
 def test_no_absolute_path_is_written_outside_a_site(tmp_path: Path) -> None:
     PLAN.write(SweepFolder(tmp_path))
     Submissions().with_entry(ENTRY).write(SweepFolder(tmp_path))

@@ -1,9 +1,15 @@
 """Every row of design.md's requeue rule and budgets, as a table."""
 
 import dataclasses
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
 
 import pytest
 
+from hpc import requeue
 from hpc.requeue import Attempt, JobFacts, judge, why_stop
 
 NOW = 1_000_000.0
@@ -14,7 +20,7 @@ def _but(**changes: object) -> JobFacts:
     return dataclasses.replace(RUNNING, **changes)
 
 
-@pytest.mark.parametrize(
+ROWS = pytest.mark.parametrize(
     ("facts", "ending", "requeue"),
     [
         pytest.param(_but(preempt_time=NOW - 1), "preempted", True, id="running with a PreemptTime"),
@@ -33,12 +39,79 @@ def _but(**changes: object) -> JobFacts:
         pytest.param(_but(state="CANCELLED", preempt_time=NOW - 1), "cancelled", False, id="scancel inside a grace"),
         pytest.param(_but(state="COMPLETING", end_time=NOW), "cancelled", False, id="scancel sets EndTime to now"),
         pytest.param(RUNNING, "stopped", False, id="a bare signal"),
+        pytest.param(_but(state="CANCELLED+"), "cancelled", False, id="scancel, seen while it completes"),
+        pytest.param(_but(state="TIMEOUT", end_time=NOW - 300), "timed_out", True, id="the limit, seen late"),
+        pytest.param(_but(start_time=None, preempt_time=NOW - 1), "preempted", True, id="no StartTime"),
         pytest.param(None, "stopped", False, id="no answer"),
     ],
 )
+
+
+@ROWS
 def test_judge(facts: JobFacts | None, ending: str, requeue: bool) -> None:
     verdict = judge(facts, restart_count=2 if facts and facts.restarts else 0, now=NOW, signal_delay_s=60)
     assert (verdict.ending, verdict.requeue) == (ending, requeue), verdict
+
+
+SHELL = Path(requeue.__file__).with_name("requeue.sh")
+
+
+class Batch:
+    """A batch script after srun, with a scontrol that answers what the test says and writes down what it is asked."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.asked = folder, folder / "asked"
+        self._program("date", f'[ "$1" != +%s ] || {{ echo {NOW:.0f}; exit; }}\nexec {shutil.which("date")} "$@"')
+
+    def _program(self, name: str, body: str) -> None:
+        (self.folder / name).write_text(f"#!/bin/bash\n{body}\n")
+        (self.folder / name).chmod(0o755)
+
+    def ends(self, scontrol: str, code: int = 75, restart_count: int = 0) -> list[str]:
+        """What scontrol was asked when srun had returned code."""
+        self._program("scontrol", f'echo "$*" >> {self.asked}\n{scontrol}')
+        env = {**{key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}, "SLURM_JOB_ID": "9"}
+        env |= {"PATH": f"{self.folder}:{os.environ['PATH']}", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "1"}
+        env |= {"SLURM_RESTART_COUNT": str(restart_count)} if restart_count else {}
+        script = f"trap : TERM\nsource {SHELL}\n(exit {code})\nend_task $? 60"
+        done = subprocess.run(["bash", "-c", script], env=env, capture_output=True, text=True, timeout=30)
+        assert (done.returncode, done.stderr) == (code, "")
+        return self.asked.read_text().splitlines() if self.asked.exists() else []
+
+
+def _said(facts: JobFacts | None) -> str:
+    """The facts as `scontrol show job` prints them, as the body of a program."""
+    if facts is None:
+        return "exit 1"
+    times = {"StartTime": facts.start_time, "EndTime": facts.end_time, "PreemptTime": facts.preempt_time}
+    shown = {key: "Unknown" if value is None else time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(value)) for key, value in times.items()}
+    first = f"JobId=9 ArrayJobId=7 ArrayTaskId=1 JobName=x\n   JobState={facts.state} Reason={facts.reason} Dependency=(null)"
+    rest = f"   Restarts={facts.restarts} BatchFlag=1\n   {' '.join(f'{key}={value}' for key, value in shown.items())} Deadline=N/A"
+    return f"cat <<'END'\n{first}\n{rest}\n\nJobId=10 JobState=RUNNING PreemptTime=2100-01-01T00:00:00\nEND"
+
+
+@ROWS
+def test_the_batch_script_judges_alike(tmp_path: Path, facts: JobFacts | None, ending: str, requeue: bool) -> None:
+    asked = Batch(tmp_path).ends(_said(facts), restart_count=2 if facts and facts.restarts else 0)
+    looks = ["show job 7_1"] * (2 if facts is None else 1)
+    assert asked == looks + (["requeue 7_1"] if requeue else []), ending
+
+
+def test_the_batch_script_looks_only_after_75(tmp_path: Path) -> None:
+    assert Batch(tmp_path).ends(_said(_but(preempt_time=NOW - 1)), code=1) == []
+
+
+def test_the_batch_script_asks_again_where_scontrol_fails_once(tmp_path: Path) -> None:
+    fails_first = '[ "$(grep -c "^$1" ASKED)" -gt 1 ] || exit 1\n'.replace("ASKED", str(tmp_path / "asked"))
+    asked = Batch(tmp_path).ends(fails_first + _said(_but(preempt_time=NOW - 1)))
+    assert asked == ["show job 7_1"] * 2 + ["requeue 7_1"] * 2
+
+
+def test_stop_signals_do_not_keep_the_batch_script_from_requeueing(tmp_path: Path) -> None:
+    # At the end of a grace Slurm signals every process of the batch step, scontrol too.
+    storm = "kill -TERM $$; kill -TERM $PPID; kill -USR2 $$\n"
+    # As a set: coreutils' timeout may exit 143 when its child leaves in the moment of the signal; then it is asked once more.
+    assert set(Batch(tmp_path).ends(storm + _said(_but(preempt_time=NOW - 1)))) == {"show job 7_1", "requeue 7_1"}
 
 
 def test_restarts_equal_to_ours_are_no_requeue_by_slurm() -> None:

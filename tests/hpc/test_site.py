@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from hpc.site import SHIPPED, Site, read_site, require_account, require_sbatch, site_from_dict
+from hpc.site import SHIPPED, Site, read_site, require_account, require_sbatch
+from hpc.sweep import read_sweep
 from seresnet.errors import ConfigError
 
 
@@ -74,13 +75,14 @@ def test_every_fault_of_every_layer_is_told_at_once_with_its_line(machine: Machi
     lines = faults(machine, {"extends": str(path), "requeu": True}).splitlines()
     assert lines == [
         f"{path}:2: site.acount: no such key. Did you mean account?",
-        f"{path}:3: site.qos: 3 is not text. Put it in quotes.",
-        f"{path}:4: site.walltime_min: '1:30' is not a whole number.",
-        f"{path}:5: site.cpus_per_rank: 0 is out of range. Use 1 or more.",
+        f'{path}:3: site.qos: 3 is a whole number, text or null is wanted. Write "3" in quotes, if it is meant.',
+        f"{path}:4: site.walltime_min: '1:30' is text, a whole number is wanted. Write it in plain decimal digits.",
+        f"{path}:5: site.cpus_per_rank: 0 is out of range. Use a number that is at least 1.",
         f"{path}:6: site.scheduler: 'slrm' is not one of slurm, local. Did you mean slurm?",
-        f"{path}:7: site.setup: 'module load x' is not a list of lines. Write one `- line` each.",
-        "s.yaml:3: site.requeu: no such key.",
+        f"{path}:7: site.setup: 'module load x' is text, a list of lines is wanted. Write one `- line` each.",
+        lines[-1],
     ]
+    assert lines[-1].startswith("s.yaml:3: site.requeu: no such key. Keys of a site: name, scheduler, account, "), lines[-1]
 
 
 def test_single_keys_are_blamed_on_their_own_lines(machine: Machine) -> None:
@@ -100,10 +102,8 @@ def test_a_loop_of_extends_is_named(machine: Machine, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_shipped_site_can_be_read_and_comes_back_from_its_record(machine: Machine, path: Path) -> None:
-    site = machine.read(path.stem)
-    assert site.name == path.stem
-    assert site_from_dict(site.to_dict()) == site
+def test_every_shipped_site_can_be_read(machine: Machine, path: Path) -> None:
+    assert machine.read(path.stem).name == path.stem
 
 
 def test_a_missing_account_is_refused_naming_the_command_that_lists_them(machine: Machine) -> None:
@@ -111,6 +111,90 @@ def test_a_missing_account_is_refused_naming_the_command_that_lists_them(machine
         require_account(machine.read("nyu-torch"))
     require_account(machine.read({"extends": "nyu-torch", "account": "mine"}))
     require_account(machine.read("slurm"))
+
+
+def test_the_advice_for_a_missing_account_works_word_for_word(machine: Machine) -> None:
+    with pytest.raises(ConfigError) as caught:
+        require_account(machine.read("nyu-torch"))
+    line = str(caught.value).partition("put `")[2].partition("`")[0]
+    machine.personal.write_text(line + "\n")
+    require_account(machine.read("nyu-torch"))
+
+
+def test_a_personal_file_without_extends_joins_every_slurm_site_and_chooses_none(machine: Machine) -> None:
+    machine.personal.write_text("account: lab\n")
+    assert (machine.read().name, machine.read().account) == ("local", None)
+    assert (machine.read("nyu-torch").name, machine.read("nyu-torch").account) == ("nyu-torch", "lab")
+    machine.add_sbatch()
+    assert (machine.read().name, machine.read().account) == ("slurm", "lab")
+    assert machine.read({"account": "mine"}).account == "mine"
+
+
+def test_faults_of_a_personal_file_without_extends_are_told(machine: Machine) -> None:
+    machine.personal.write_text("acount: lab\n")
+    assert f"{machine.personal}:1: site.acount: no such key. Did you mean account?" in faults(machine, "slurm")
+
+
+def test_a_personal_file_joins_the_site_that_it_extends_by_path_also_through_a_link(machine: Machine, tmp_path: Path) -> None:
+    (tmp_path / "lab.yaml").write_text("extends: slurm\npartition: low\n")
+    (tmp_path / "dotfile.yaml").write_text(f"extends: {tmp_path}/lab.yaml\naccount: me\n")
+    machine.personal.symlink_to(tmp_path / "dotfile.yaml")
+    joined = machine.read(str(tmp_path / "lab.yaml"))
+    assert (joined.name, joined.account, machine.read("slurm").account) == ("lab", "me", None)
+    machine.add_sbatch()
+    assert machine.read() == joined
+
+
+def test_paths_of_sites_are_relative_to_the_file_that_says_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, text in {
+        "sweeps/a.yaml": "base: {}\nsite: ../sites/mine.yaml\n",
+        "sweeps/b.yaml": "base: {}\nsite: {extends: ../sites/mine.yaml, qos: q}\n",
+        "sites/mine.yaml": "extends: below/other.yaml\n",
+        "sites/below/other.yaml": "extends: slurm\npartition: low\n",
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    for sweep, overrides in (("a", ()), ("b", ()), ("b", ["site=sites/mine.yaml"])):
+        request = read_sweep(Path("sweeps") / f"{sweep}.yaml", overrides).site
+        assert read_site(request.asked, where=request.where, origins=request.origins).partition == "low"
+
+
+@pytest.mark.parametrize("name", ["a/" + "n" * 300, "n" * 300, "~nobody-of-that-name/x.yaml"])
+def test_a_site_that_cannot_be_a_file_is_refused_and_does_not_crash(machine: Machine, name: str) -> None:
+    assert "s.yaml:3: site " in faults(machine, name)
+
+
+def test_options_of_sbatch_are_added_one_by_one_nested_or_dotted(machine: Machine) -> None:
+    machine.personal.write_text("sbatch: {nice: 10, reservation: a}\n")
+    site = machine.read({"extends": "slurm", "sbatch.reservation": "b", "sbatch": {"exclusive": True}})
+    assert site.sbatch == {"nice": 10, "reservation": "b", "exclusive": True}
+    assert "s.yaml:3: site.sbatch.x y: no option of sbatch" in faults(machine, {"sbatch.x y": 1})
+    assert "s.yaml:3: site.sbatch: 3 is not a mapping" in faults(machine, {"sbatch": 3})
+    assert "s.yaml:3: site.sbatch.nice: 1.5 is a decimal number, text or a whole number" in faults(machine, {"sbatch": {"nice": 1.5}})
+
+
+@pytest.mark.parametrize("text", ["a\nb", "a\rb", "a\u2028b", "a\x1bb"])
+@pytest.mark.parametrize("key", ["account", "name", "data_dir", "sbatch.reservation", "setup"])
+def test_a_control_character_in_any_text_is_refused(machine: Machine, key: str, text: str) -> None:
+    found = faults(machine, {key: ["true", text] if key == "setup" else text})
+    assert found.startswith(f"s.yaml:3: site.{key}: ") and "control character" in found and text not in found, found
+
+
+@pytest.mark.parametrize("line", ["export HF_TOKEN=hf_abcdef", "A=1 DB_PASSWORD='hunter2' run", "export WANDB_API_KEY=x1y", 'MY_KEY="abc'])
+def test_setup_that_sets_a_secret_is_refused_and_not_shown(machine: Machine, line: str, tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").write_text("base: {}\n")
+    request = read_sweep(tmp_path / "sweep.yaml", [f"site.setup=[{line!r}]"]).site
+    with pytest.raises(ConfigError, match="is set to what may be a secret") as caught:
+        read_site(request.asked, where=request.where, origins=request.origins, environ=machine.environ)
+    assert line.rpartition("=")[2] not in str(caught.value), caught.value
+    assert "=$(cat FILE)" in faults(machine, {"sbatch.export": line})
+
+
+def test_setup_may_read_a_secret_from_a_file_and_set_what_only_sounds_like_one(machine: Machine) -> None:
+    lines = ["export WANDB_API_KEY=$(cat ~/.key)", "export TOKENIZERS_PARALLELISM=false MAX_TOKENS=4096", "sort --key=two", "KEY=~/k"]
+    assert machine.read({"setup": lines}).setup == tuple(lines)
+    assert machine.read({"setup": []}).setup == ()
 
 
 def test_a_slurm_site_without_sbatch_is_refused(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

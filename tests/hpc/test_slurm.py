@@ -1,6 +1,7 @@
 """What is parsed, built and refused without a Slurm; what Slurm really does is in tests/slurm."""
 
 import os
+import subprocess
 import time
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from hpc import slurm
 from hpc.site import Site
 from hpc.slurm import TaskShape
 from hpc.worker import Worker
-from seresnet.errors import SubmissionError
+from seresnet.errors import ConfigError, SubmissionError
 
 ARRAY_TASK = """JobId=5 ArrayJobId=4 ArrayTaskId=1 JobName=a b
    UserId=someone(1001) GroupId=someone(1001) MCS_label=N/A
@@ -80,6 +81,54 @@ def test_setup_lines_stop_at_the_first_that_fails(tmp_path: Path) -> None:
     assert lines.index("set -e") < lines.index("module load x") < next(i for i, line in enumerate(lines) if line.startswith("srun"))
 
 
+def test_the_script_of_an_array_ends_as_train_sh_does(tmp_path: Path) -> None:
+    lines = _script(tmp_path, Site(name="s", signal_delay_s=77, setup=("unset PYTHONHOME",)))
+    srun = next(index for index, line in enumerate(lines) if line.startswith("srun"))
+    assert lines.index("trap : TERM USR1 USR2") < lines.index("unset PYTHONSAFEPATH") < srun
+    assert any(line.startswith("source hpc/requeue.sh") for line in lines[:srun])
+    assert [line for line in lines[srun + 1 :] if line and not line.startswith("#")] == ["end_task $? 77"]
+    assert "end_task $? 60" in Path(__file__).parents[2].joinpath("sbatch/train.sh").read_text()
+
+
+def test_a_script_without_its_code_says_so(tmp_path: Path) -> None:
+    (tmp_path / "script").write_text("\n".join(_script(tmp_path, Site(name="s"))))
+    done = subprocess.run(["bash", str(tmp_path / "script")], cwd=tmp_path, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 78 and f"no code snapshot in {tmp_path}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "name", ["array", "output", "chdir", "signal", "open_mode", "requeue", "no-requeue", "time", "outp", "account", "o"]
+)
+def test_options_that_we_set_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"site\.sbatch\.{name}: --.* is set by the toolkit"):
+        _script(tmp_path, Site(name="s", account="lab", sbatch={name: "3"}))
+
+
+@pytest.mark.parametrize(
+    ("site", "word"),
+    [
+        (Site(name="s", account="a\n#SBATCH --uid=0"), "account"),
+        (Site(name="s", sbatch={"reservation": "a\tb"}), "reservation"),
+        (Site(name="s", python="python\nreboot"), "python"),
+        (Site(name="s", sbatch={"a b\n": 1}), "site.sbatch"),
+    ],
+)
+def test_a_line_break_never_reaches_the_script(tmp_path: Path, site: Site, word: str) -> None:
+    with pytest.raises(ConfigError, match=word):
+        _script(tmp_path, site)
+
+
+def test_a_folder_that_slurm_would_rename_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    site, folder = Site(name="s"), tmp_path / "a%A b"
+    with pytest.raises(ConfigError, match="expand the %"):
+        slurm.script(folder, tmp_path, site, TaskShape(), "j", 1)
+
+
+def test_an_option_that_is_off_is_left_out(tmp_path: Path) -> None:
+    lines = _script(tmp_path, Site(name="s", sbatch={"exclusive": False, "spread-job": True}))
+    assert "#SBATCH --spread-job" in lines and not any("exclusive" in line for line in lines)
+
+
 def _fake_sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "sbatch").write_text(f"#!/bin/sh\n{body}\n")
@@ -114,7 +163,15 @@ def test_pickles_are_where_submitit_looks_and_hold_one_path(tmp_path: Path, monk
 
 def test_what_must_not_reach_a_job_is_left_out_of_sbatch_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _fake_sbatch(tmp_path, monkeypatch, f"env > {tmp_path}/env; echo 1")
-    leaks = {"WANDB_SERVICE": "x", "SLURM_JWT": "x", "SLURM_JOB_ID": "9", "SLURM_MEM_PER_CPU": "1", "RANK": "0", "SERESNET_GENERATION": "4"}
+    leaks = {
+        "WANDB_SERVICE": "x",
+        "PYTHONSAFEPATH": "1",
+        "SLURM_JWT": "x",
+        "SLURM_JOB_ID": "9",
+        "SLURM_MEM_PER_CPU": "1",
+        "RANK": "0",
+        "SERESNET_GENERATION": "4",
+    }
     for name, value in {**leaks, "SLURM_CONF": "/c", "WANDB_API_KEY": "k", "HPC_DATA_DIR": "/d"}.items():
         monkeypatch.setenv(name, value)
     _submit(tmp_path)
@@ -138,3 +195,32 @@ def test_clients_start_with_stop_signals_blocked() -> None:
     # Slurm signals every process of a step, children too: a scontrol that dies of it would lose the requeue.
     reply = slurm.call("sh", "-c", "kill -TERM $$; kill -USR2 $$; echo survived")
     assert reply.stdout == "survived\n"
+
+
+def _fake_scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> Path:
+    (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$*" >> {tmp_path}/asked\n{body}\n')
+    (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    return tmp_path / "asked"
+
+
+def test_a_slow_scontrol_is_asked_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first_fails = (
+        f'[ $(grep -c "^$1" {tmp_path}/asked) -gt 1 ] || {{ echo "Socket timed out" >&2; exit 1; }}\necho JobId=4 JobState=RUNNING'
+    )
+    asked = _fake_scontrol(tmp_path, monkeypatch, first_fails)
+    facts = slurm.job_facts("4")
+    assert facts is not None and facts.state == "RUNNING" and slurm.requeue("4") is None
+    assert asked.read_text().splitlines() == ["show job 4"] * 2 + ["requeue 4"] * 2
+
+
+def test_a_scontrol_that_knows_no_such_job_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = _fake_scontrol(tmp_path, monkeypatch, "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
+    assert slurm.job_facts("4") is None and asked.read_text().splitlines() == ["show job 4"]
+
+
+def test_times_are_read_whatever_format_the_user_likes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_TIME_FORMAT", "relative")
+    _fake_scontrol(tmp_path, monkeypatch, "echo JobId=4 JobState=RUNNING Reason=$SLURM_TIME_FORMAT")
+    facts = slurm.job_facts("4")
+    assert facts is not None and facts.reason == "standard"

@@ -40,8 +40,9 @@ def submit(sweep: FakeSweep) -> None:
 
 
 def listed(**states: str) -> dict[str, slurm.ListedJob]:
-    """listed(j7_1="PENDING"): the queue with job 7_1 in it."""
-    return {key[1:]: slurm.ListedJob(job_id=key[1:], name="", state=state, reason="Priority") for key, state in states.items()}
+    """listed(j7_1="PENDING"): the queue with job 7_1 of submission 0001 in it."""
+    name = "demo-0a1b2c3d-0001"
+    return {key[1:]: slurm.ListedJob(job_id=key[1:], name=name, state=state, reason="Priority") for key, state in states.items()}
 
 
 def finish_all(sweep: FakeSweep) -> None:
@@ -65,7 +66,7 @@ Listed = Literal["pending", "running"] | None
         (False, 1, "timed_out", False, "pending", "preempted"),
         (False, 1, "preempted", False, None, "stopped"),
         (False, 1, "cancelled", False, None, "cancelled"),
-        (False, 1, "cancelled_by_site", False, None, "failed"),
+        (False, 1, "a word of a later version", False, None, "failed"),
         (False, 1, "diverged", False, None, "failed"),
         (False, 1, "finished", False, None, "stopped"),
         (False, 1, None, False, None, "lost"),
@@ -122,7 +123,9 @@ def states_of(sweep: FakeSweep, tasks: Mapping[str, Literal["pending", "running"
     return {key: found[run_id] for key, run_id in sweep.ids.items()}
 
 
-def test_json_says_what_the_table_says(sweep: FakeSweep, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_says_what_the_table_says(sweep: FakeSweep, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    submit(sweep)
+    monkeypatch.setattr(slurm, "listed_jobs", lambda: {})
     sweep.train("se", 0, range(1, 3))
     claim(sweep, "se", 0, Owner(host="n1", pid=1), "crashed", "a reason")
     status.main([str(sweep.folder.path), "--json"])

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from hpc import ranks, supervisor, task
-from hpc.paths import Plan, PlannedFolder, SweepFolder, WandbSettings
+from hpc import code_snapshot, ranks, supervisor, task
+from hpc.paths import Plan, PlannedFolder, Submission, Submissions, SweepFolder, WandbSettings
 from hpc.requeue import JobFacts
-from seresnet import claims
+from hpc.single import sweep_of_one
+from seresnet import checkpoint_files, claims
 from seresnet.config import RunConfig, to_dict
+from seresnet.errors import CheckpointError, ConfigError
 from seresnet.run_folder import RunFolder, RunRecord
 from seresnet.signals import STOP_SIGNALS, StopFlag
 
@@ -219,7 +221,119 @@ def test_a_newer_owner_ends_this_one(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_an_unreadable_run_is_a_user_error_and_its_siblings_run(tmp_path: Path) -> None:
     sweep = _sweep(tmp_path, "finish", "finish")
     (sweep.path / "run0/run.yaml").write_text("nonsense")
-    assert (_run(sweep), _endings(sweep, "run1")) == (78, ["finished"])
+    assert (_run(sweep), _endings(sweep), _endings(sweep, "run1")) == (78, ["user_error"], ["finished"])
+    end = claims.read_end(RunFolder(path=sweep.path / "run0"), 1)
+    assert end is not None and "run.yaml" in str(end.reason)
+
+
+def test_a_run_yaml_without_its_config_is_a_user_error_too(tmp_path: Path) -> None:
+    sweep = _sweep(tmp_path, "finish", "finish")
+    RunRecord(run_id="run0", slug="run0", config={}).write(RunFolder(path=sweep.path / "run0"))
+    assert (_run(sweep), _endings(sweep), _endings(sweep, "run1")) == (78, ["user_error"], ["finished"])
+
+
+def test_untrusted_checkpoints_are_recorded_and_never_started_over(tmp_path: Path) -> None:
+    sweep = _sweep(tmp_path, "save exit 78")
+    folder = RunFolder(path=sweep.path / "run0")
+    assert _run(sweep) == 78
+    (saved,) = folder.checkpoints.glob("*.safetensors")
+    good = saved.read_bytes()
+    saved.write_bytes(good[:-1] + b"?")
+    assert (_run(sweep), _run(sweep), _endings(sweep)) == (78, 78, ["user_error"] * 3)
+    end = claims.read_end(folder, 3)
+    assert end is not None and "no checkpoint can be trusted" in str(end.reason)
+    with pytest.raises(CheckpointError):
+        checkpoint_files.newest_trusted(folder)
+    saved.write_bytes(good)  # restored from a backup: it goes on from there
+    assert str(checkpoint_files.newest_trusted(folder)) == saved.name
+
+
+def test_a_run_that_cannot_be_claimed_says_why_in_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = _sweep(tmp_path, "finish")
+    monkeypatch.setattr(claims, "acquire", lambda *args: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    assert _run(sweep) == 1
+    assert "could not be claimed: OSError: [Errno 28] No space left" in (sweep.path / "run0/log.txt").read_text()
+
+
+def test_an_unknown_task_is_refused_with_those_that_there_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = _sweep(tmp_path, "finish")
+    assert supervisor.main(["--sweep", str(sweep.path), "--task", "0009/9"]) == 78
+    assert "no task 0009/9. Tasks: 0001/0." in capsys.readouterr().err
+
+
+# --- the code and the environment of a task ---
+
+
+def _submitted(tmp_path: Path, digest: str) -> SweepFolder:
+    sweep = _sweep(tmp_path, "finish")
+    entry = Submission(id="0001", created=0.0, code="0001", mode="slurm", tasks=("0001/0",))
+    Submissions(submissions=(entry,)).write(sweep)
+    sweep.code("0001").mkdir(parents=True)
+    (sweep.code("0001") / code_snapshot.MARK).write_text(f'{{"digest": "{digest}"}}')
+    return sweep
+
+
+def test_a_task_runs_in_its_snapshot_and_in_no_other_code(tmp_path: Path) -> None:
+    sweep = _submitted(tmp_path, code_snapshot.code_digest())
+    assert _run(sweep) == 0
+    (sweep.path / "run0/result.json").unlink()
+    (sweep.code("0001") / code_snapshot.MARK).write_text('{"digest": "0123456789abcdef"}')
+    with pytest.raises(ConfigError, match="sent with code 0123456789abcdef, but"):
+        _run(sweep)
+
+
+def test_a_task_whose_snapshot_is_gone_is_refused(tmp_path: Path) -> None:
+    sweep = _submitted(tmp_path, "0")
+    (sweep.code("0001") / code_snapshot.MARK).unlink()
+    sweep.code("0001").rmdir()
+    with pytest.raises(ConfigError, match=r"code/0001/CODE\.json: no code snapshot for submission 0001"):
+        _run(sweep)
+
+
+def test_children_find_the_code_by_their_folder() -> None:
+    assert "PYTHONSAFEPATH" not in task._environment({"PYTHONSAFEPATH": "1", "HOME": "/h"}, {})
+
+
+def test_folders_of_the_site_are_expanded_on_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    site = {"data_dir": "~/data", "cache_dir": "${SCRATCH}/cache/$USER"}
+    env = task._environment({"SCRATCH": "/scratch", "USER": "me"}, site)
+    assert (env["HPC_DATA_DIR"], env["TORCH_HOME"]) == ("/home/me/data", "/scratch/cache/me/torch")
+
+
+def test_an_unset_variable_is_named_and_makes_no_folder() -> None:
+    with pytest.raises(ConfigError, match=r"site\.cache_dir: \$SCRATCH/cache needs \$SCRATCH, which is not set on "):
+        task._environment({}, {"cache_dir": "$SCRATCH/cache"})
+
+
+def test_caches_of_a_job_are_on_the_node_unless_the_site_says_where(tmp_path: Path) -> None:
+    env = task._environment({"SLURM_JOB_ID": "1", "SLURM_TMPDIR": str(tmp_path), "HOME": "/h", "TORCH_HOME": "/mine"}, {})
+    assert env["XDG_CACHE_HOME"] == str(tmp_path / f"hpc-cache-{os.getuid()}") and env["TORCH_HOME"] == "/mine"
+    assert Path(env["XDG_CACHE_HOME"]).stat().st_mode & 0o777 == 0o700
+    assert "XDG_CACHE_HOME" not in task._environment({"HOME": "/h"}, {})
+
+
+# --- one run without a launcher ---
+
+
+def test_a_restarted_job_goes_on_with_the_run_that_it_began(tmp_path: Path) -> None:
+    path, runs = tmp_path / "one.yaml", tmp_path / "runs"
+    path.write_text("train: {device: cpu, epochs: 20}\n")
+    job = {"SLURM_JOB_ID": "5", "SLURM_CLUSTER_NAME": "c"}
+    restarted = {**job, "SLURM_RESTART_COUNT": "1"}
+    sweep, begun = sweep_of_one(path, [], runs, job)
+    folder = sweep.run_folder(Plan.read(sweep).tasks[begun][0])
+    second = sweep_of_one(path, ["train.seed=1"], runs, job)  # a script may train several, one after another
+
+    path.write_text("train: {device: cpu, epochs: 30, lr: typo}\n")
+    before = folder.run_yaml.read_bytes()
+    assert sweep_of_one(path, [], runs, restarted) == (sweep, begun)
+    assert sweep_of_one(path, ["train.seed=1"], runs, restarted) == second != (sweep, begun)
+    assert folder.run_yaml.read_bytes() == before
+    with pytest.raises(ConfigError, match="typo"):
+        sweep_of_one(path, [], runs, {**restarted, "SLURM_JOB_ID": "6"})
+    with pytest.raises(ConfigError, match="typo"):
+        sweep_of_one(path, [], runs, job)
 
 
 def test_end_records_say_what_people_ask(tmp_path: Path) -> None:

@@ -161,6 +161,56 @@ def test_pack_and_wandb_are_read(read: Read) -> None:
     assert read("base: {}").wandb == WandbSettings()
 
 
+def test_sections_are_overridden_whole_or_key_by_key(read: Read) -> None:
+    spec = read("base: {}\nwandb: {mode: offline, entity: lab}", "wandb={project: p}", "pack={runs_per_task: 2}", "site={account: a}")
+    assert spec.wandb == WandbSettings(mode="offline", project="p", entity="lab")
+    assert (spec.runs_per_task, spec.site.asked) == (2, {"account": "a"})
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "wandb.project=KEY",
+        "wandb={project: KEY}",
+        "site.setup=[x KEY]",
+        'site.setup=["export WANDB_API_KEY=\\"KEY\\""]',
+        "site.setup=['A=\"KEY\"']",
+        "wandb.project=local-KEY",
+        "wandb.project=https://KEY@host/",
+        "KEY=1",
+        "wandb.KEY=1",
+        "optim.lr=0.1  # KEY",
+        "optim.lr=*KEY",
+        "KEY",
+    ],
+)
+@pytest.mark.parametrize("key", ["0123456789abcdef0123456789ABCDEF01234567", "wandb_v1_AbCdEfGhIjKlMnOpQrSt"])
+def test_a_key_on_the_command_line_is_refused_and_not_shown(read: Read, override: str, key: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read("base: {}", override.replace("KEY", key).replace(f"WANDB_API_{key}", "WANDB_API_KEY"))
+    assert key not in str(caught.value) and "(hidden)" in str(caught.value), caught.value
+
+
+def test_a_key_in_a_line_of_setup_is_refused_in_a_file(read: Read) -> None:
+    key = "0123456789abcdef0123456789abcdef01234567"
+    for line in (f'export WANDB_API_KEY=\\"{key}\\"', f"wandb login {key};", f"(login {key})"):
+        with pytest.raises(ConfigError, match=r"^sweep.yaml:3: site.setup: the value looks like a W&B key") as caught:
+            read(f'base: {{}}\nsite:\n  setup: ["{line}"]\n')
+        assert key not in str(caught.value), caught.value
+
+
+def test_a_base_whose_name_is_too_long_for_a_file_is_refused(read: Read) -> None:
+    with pytest.raises(ConfigError, match=r"^sweep.yaml:1: base: 'n+ \.\.\. is not a file"):
+        read(f"base: {'n' * 300}")
+
+
+def test_the_readme_shows_the_demo_without_its_comments_in_ten_lines() -> None:
+    shown = (ROOT / "README.md").read_text().partition("```yaml\n")[2].partition("```")[0].splitlines()
+    demo = [line.partition(" #")[0].rstrip() for line in (ROOT / "configs/demo.yaml").read_text().splitlines()]
+    assert shown == [line for line in demo if line and not line.startswith("#")]
+    assert len(shown) == 10
+
+
 def test_long_arms_stay_apart_and_keep_their_seed() -> None:
     one, other = (run_slug("a" * 59 + letter, 12) for letter in "xy")
     assert one != other

@@ -102,7 +102,7 @@ def test_missing_file_names_the_nearest_one(write: Write) -> None:
         read_run_config(Path("rum.yaml"))
 
 
-@pytest.mark.parametrize("text", ["&a [*a]", "[" * 1500, "{" * 1500, "9" * 5000, "-" + "9" * 500 + ".5"])
+@pytest.mark.parametrize("text", ["&a [*a]", "[" * 1500, "{" * 1500, "9" * 310, "9" * 400, "9" * 5000, "-" + "9" * 500 + ".5"])
 def test_hostile_values_are_refused_in_one_line(write: Write, text: str) -> None:
     with pytest.raises(ConfigError, match=r"^run.yaml:1: [^\n]{1,400}$"):
         read_run_config(write(f"optim.lr: {text}"))
@@ -114,7 +114,17 @@ def test_python_tags_are_not_executed(write: Write) -> None:
     assert not Path("made").exists()
 
 
-@pytest.mark.parametrize("text", [f"data.path: {KEY}", f"data.path: x={KEY}", f"{KEY}: 1", "data.path: wandb_v1_AbCdEfGhIjKlMnOpQrSt"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"data.path: {KEY}",
+        f"data.path: x={KEY}",
+        f"{KEY}: 1",
+        f"data.path: '\"{KEY}\"'",
+        f"{{data.path: [{KEY}]}}",
+        "data.path: wandb_v1_AbCdEfGhIjKlMnOpQrSt",
+    ],
+)
 def test_secret_is_refused_and_not_shown(write: Write, text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         read_run_config(write(text))
@@ -128,7 +138,8 @@ def test_secret_in_a_comment_is_refused_and_a_commit_is_not(write: Write) -> Non
 
 
 def test_digest_within_a_path_is_no_secret(write: Write) -> None:
-    assert read_run_config(write(f"data.path: /cache/{KEY}/cifar.tar")).config.data.path == f"/cache/{KEY}/cifar.tar"
+    for path in (f"/cache/{KEY}/cifar.tar", f"cache-{KEY}.tar", f"x{KEY}"):
+        assert read_run_config(write(f"data.path: {path}")).config.data.path == path
 
 
 def test_override_wins_and_is_checked_with_the_file(write: Write) -> None:

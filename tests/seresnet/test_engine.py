@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from seresnet.config import AugmentConfig, DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
 from seresnet.data import TrainBatches, load_splits
-from seresnet.engine import LOSS_UNIT, Engine, LossWatch
+from seresnet.engine import LOSS_UNIT, Engine, LossWatch, is_countable
 from seresnet.errors import CheckpointError, ConfigError
 from seresnet.evaluate import evaluate
 from seresnet.models import build_model
@@ -120,7 +120,7 @@ def test_fp16_overflow_skips_the_step_and_is_counted() -> None:
 def test_a_state_of_another_width_is_refused_by_name_and_shape() -> None:
     small = engine(config())
     large = engine(RunConfig(**{**vars(config()), "model": ModelConfig(width=8, blocks=(1, 1), attention="se", reduction=2)}))
-    with pytest.raises(CheckpointError, match=r"model/.*: checkpoint has shape \(.*\), config says \(.*\)"):
+    with pytest.raises(CheckpointError, match=r"model/.*: the checkpoint has float32 \(.*\), the config says float32 \(.*\)\."):
         large.load(small.state(small.epoch_sums()))
 
 
@@ -161,3 +161,16 @@ def test_a_stopped_evaluation_gives_nothing() -> None:
     ours = engine(config())
     calls = iter([False, True])
     assert evaluate(ours, load_splits(ours.config, arrays(), CPU).test, lambda: next(calls)) is None
+
+
+def test_one_bad_step_counts_once_however_many_micro_batches_it_has() -> None:
+    ours = engine(config(8))
+    with torch.no_grad():
+        ours.model.head.bias.fill_(float("nan"))
+    ours.train_step()
+    assert ours.losses.bad_in_a_row == 1 and not ours.losses.has_diverged
+
+
+@pytest.mark.parametrize(("loss", "expected"), [(2.0**37, True), (2.0**38, False), (float("inf"), False), (float("nan"), False)])
+def test_a_loss_that_the_integer_sums_cannot_hold_counts_as_not_finite(loss: float, expected: bool) -> None:
+    assert bool(is_countable(torch.tensor(loss))) is expected

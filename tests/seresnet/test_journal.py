@@ -92,6 +92,16 @@ def test_lines_of_somebody_elses_making_are_passed_over(folder: RunFolder, junk:
     assert journal.read(folder) == [record(2)]
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"step": None}, {"step": [1]}, {"step": True}, {"epoch": 1.5}, {"test_top1_pct": "91"}, {"seconds": None}, {"lr": float("inf")}],
+)
+def test_a_value_of_another_type_costs_its_line(folder: RunFolder, change: dict[str, object]) -> None:
+    folder.journal(1).write_text(json.dumps({**asdict(record(1)), **change}) + "\n")
+    journal.append(folder, record(2))
+    assert journal.read(folder) == [record(2)]
+
+
 def test_keys_of_a_later_version_do_no_harm(folder: RunFolder) -> None:
     folder.journal(1).write_text(json.dumps({**asdict(record(1)), "new": 1}) + "\n")
     assert journal.read(folder) == [record(1)]

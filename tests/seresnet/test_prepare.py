@@ -311,3 +311,13 @@ def test_real_cifar10_as_jpeg(tmp_path):
     assert np.allclose(found.std, (0.2470, 0.2435, 0.2616), atol=0.003), found.std
     scaled = found.train_images.reshape(-1, 3)[::7] / 255
     assert np.allclose(found.mean, scaled.mean(axis=0), atol=0.001) and np.allclose(found.std, scaled.std(axis=0), atol=0.001)
+
+
+def test_labels_that_unfold_without_end_are_refused_at_once(tmp_path):
+    from seresnet.cifar10 import _batch
+
+    nested = [0]
+    for _ in range(200):
+        nested = [nested] * 2  # shared: small in a pickle, 2^200 numbers once unfolded
+    with pytest.raises(DataError, match="labels are not 2 numbers from 0 to 9"):
+        _batch("data_batch_1", {"data": np.zeros((2, 3072), dtype=np.uint8), "labels": nested}, 10)

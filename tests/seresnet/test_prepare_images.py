@@ -4,6 +4,7 @@ import io
 import stat
 import struct
 import tarfile
+import tracemalloc
 import zipfile
 import zlib
 
@@ -328,3 +329,21 @@ def test_image_bomb_is_refused_before_it_is_decoded(tmp_path):
     (tmp_path / "train" / "cat" / "0.png").write_bytes(b"\x89PNG\r\n\x1a\n" + parts)
     with pytest.raises(DataError, match=r"train/cat/0\.png cannot be read as an image: .*(pixels|bomb)"):
         read(tmp_path)
+
+
+def test_a_zip_member_with_more_bytes_than_the_archive_says_is_refused_before_it_unfolds(tmp_path):
+    path = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_BZIP2) as archive:
+        for split in ("train", "test"):
+            archive.writestr(f"{split}/cat/1.png", bytes(100_000_000))
+    whole = path.read_bytes()
+    # The size stands in each local header and in each directory entry.
+    path.write_bytes(whole.replace((100_000_000).to_bytes(4, "little"), (1000).to_bytes(4, "little")))
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=r"bomb\.zip"):
+            read(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 50_000_000, f"{peak:,} bytes were unfolded"

@@ -14,7 +14,7 @@ from seresnet import durable
 from seresnet.config import RunConfig, to_dict
 from seresnet.durable import Files
 from seresnet.errors import ConfigError
-from seresnet.run_folder import CheckpointName, RunFolder, RunRecord, TrainResult
+from seresnet.run_folder import CheckpointName, RunFolder, RunRecord, TrainResult, is_finished
 
 DIGEST = "0123456789abcdef"
 
@@ -158,6 +158,16 @@ def test_a_bad_result_is_an_error_and_not_an_unfinished_run(folder: RunFolder, c
     folder.result.write_bytes(content)
     with pytest.raises(ConfigError, match=str(folder.result)):
         TrainResult.read(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"epochs": "2"}, {"epochs": None}, {"last_test_top1_pct": float("nan")}, {"best_on_test_top1_pct": 101}, {"confusion": [[1]]}],
+)
+def test_a_result_with_values_that_nobody_writes_is_an_error(folder: RunFolder, change: dict[str, object]) -> None:
+    folder.result.write_text(json.dumps(asdict(result()) | change))
+    with pytest.raises(ConfigError, match=r"result\.json: not a result of this version: .*Move it away"):
+        is_finished(folder, 2)
 
 
 class Recorder(Files):

@@ -22,7 +22,7 @@ STAND_IN = REPO / "tests" / "hpc" / "rank_program.py"
 _SUBMIT = """
 import json, sys
 from pathlib import Path
-from hpc import slurm
+from hpc import code_snapshot, slurm
 from hpc.paths import Plan, PlannedFolder, Submission, Submissions, SweepFolder, WandbSettings
 from hpc.site import Site
 from hpc.worker import Worker
@@ -39,6 +39,7 @@ for name, acts in zip(names, told["acts"], strict=True):
     folder.create()
     (folder.path / "acts.txt").write_text(acts)
     RunRecord(run_id=name, slug=name, config={**config, "train": {**config["train"], "ranks": told["ranks"]}}).write(folder)
+(code / code_snapshot.MARK).write_text(json.dumps({"digest": code_snapshot.code_digest(code)}))
 runs = {name: PlannedFolder(slug=name, folder=name, arms=("a",)) for name in names}
 Plan(sweep="sweep", salt="0", arms={"a": tuple(names)}, runs=runs, tasks=tasks, wandb=WandbSettings(mode="disabled")).write(sweep)
 job = slurm.submit_array(
@@ -100,7 +101,23 @@ def copy_code(cluster: Cluster, folder: Path) -> Path:
     return folder
 
 
-def submit(cluster: Cluster, folder: Path, *acts: str, packs: list[list[str]] | None = None, ranks: int = 1, **site: Any) -> Scene:
+def _python(folder: Path, has_scontrol: bool) -> str:
+    """An interpreter of the job side; without scontrol it sees no client of Slurm, as in a container."""
+    python = folder / "python"
+    python.write_text(f'#!/bin/bash\n{"" if has_scontrol else "export PATH=/nonexistent"}\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    return str(python)
+
+
+def submit(
+    cluster: Cluster,
+    folder: Path,
+    *acts: str,
+    packs: list[list[str]] | None = None,
+    ranks: int = 1,
+    has_scontrol: bool = True,
+    **site: Any,
+) -> Scene:
     """Submit runs run0, run1, ... with their acts; by default one task a run, 5 minutes on partition `low`."""
     sweep = folder / "sweep"
     sweep.mkdir()
@@ -108,6 +125,7 @@ def submit(cluster: Cluster, folder: Path, *acts: str, packs: list[list[str]] | 
     code = copy_code(cluster, sweep / "code" / "0001")
     names = [f"run{index}" for index in range(len(acts))]
     settings = {"partition": "low", "walltime_min": 5, "signal_delay_s": 30, "cpus_per_rank": 1, **site}
+    settings |= {} if has_scontrol else {"python": _python(sweep, has_scontrol)}
     told = {
         "sweep": str(sweep),
         "code": str(code),
@@ -121,17 +139,15 @@ def submit(cluster: Cluster, folder: Path, *acts: str, packs: list[list[str]] | 
 
 
 def submit_single(cluster: Cluster, folder: Path, acts: str, *, has_scontrol: bool) -> Scene:
-    """Submit sbatch/train.sh with one run; without scontrol its Python sees no client of Slurm, as in a container."""
+    """Submit sbatch/train.sh with one run."""
     code = copy_code(cluster, folder / "code")
     (code / "run.yaml").write_text("train: {device: cpu, epochs: 20}\n")
-    python = code / "python"
-    python.write_text(f'#!/bin/bash\n{"" if has_scontrol else "export PATH=/nonexistent"}\nexec {sys.executable} "$@"\n')
-    python.chmod(0o755)
+    python = _python(code, has_scontrol)
     (code / "runs" / "run").mkdir(parents=True)
     cluster.give_to_user(code)
     sweep = code / "runs" / "run"
     args = ["sbatch", "--parsable", "--gres=none", "-c1", "-p", "low", "-t5", f"--output={sweep}/job.out", "sbatch/train.sh", "run.yaml"]
-    done = cluster.run_as_user(args, cwd=code, env={"PYTHON": str(python), "RANK_ACTS": acts, "WANDB_MODE": "disabled"})
+    done = cluster.run_as_user(args, cwd=code, env={"PYTHON": python, "RANK_ACTS": acts, "WANDB_MODE": "disabled"})
     return Scene(cluster=cluster, sweep=sweep, job_id=done.stdout.strip(), is_array=False)
 
 

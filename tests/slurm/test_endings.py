@@ -130,7 +130,44 @@ def test_the_time_limit_is_requeued_and_finishes(cluster: Cluster, user_path: Pa
     assert scene.ends()[0]["requeue"] is True
 
 
-# --- sbatch/train.sh, and a job side without scontrol ---
+# --- a job side without scontrol, and sbatch/train.sh ---
+
+
+@pytest.mark.parametrize("partition", ["low", "cancel"])
+def test_a_task_without_scontrol_comes_back_after_an_eviction(cluster: Cluster, user_path: Path, partition: str) -> None:
+    scene = submit(cluster, user_path, "serve; finish", "finish", packs=[["run0"], ["run1"]], has_scontrol=False, partition=partition)
+    scene.wait_until_serving("run0")
+    cluster.fill(_node(scene), seconds=4)
+    facts = scene.wait_until_over("COMPLETED", "FAILED")
+    assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "1"), scene.say()
+    assert (scene.endings("run0"), scene.endings("run1")) == (["stopped", "finished"], ["finished"])
+
+
+def test_a_task_without_scontrol_that_is_cancelled_never_comes_back(cluster: Cluster, user_path: Path) -> None:
+    scene = submit(cluster, user_path, "serve; finish", has_scontrol=False)
+    scene.wait_until_serving()
+    cluster.run_as_user(["scancel", scene.task()])
+    scene.wait_until_over("CANCELLED")
+    assert scene.endings() == ["stopped"], scene.say()
+    _stays_away(scene)
+
+
+def test_a_task_without_scontrol_is_not_requeued_for_a_bare_signal(cluster: Cluster, user_path: Path) -> None:
+    scene = submit(cluster, user_path, "serve; finish", has_scontrol=False)
+    scene.wait_until_serving()
+    cluster.run_as_user(["scancel", "--signal=TERM", scene.task()], check=False)
+    facts = scene.wait_until_over("COMPLETED", "FAILED")
+    assert (facts["JobState"], facts["ExitCode"]) == ("FAILED", "75:0"), scene.say()
+    _stays_away(scene, 3)
+
+
+@pytest.mark.slow
+def test_a_task_without_scontrol_comes_back_at_the_time_limit(cluster: Cluster, user_path: Path) -> None:
+    scene = submit(cluster, user_path, "serve; finish", walltime_min=1, signal_delay_s=10, has_scontrol=False)
+    scene.wait_until_serving()
+    facts = scene.wait_until_over("COMPLETED", "FAILED", timeout_s=150)
+    assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "1"), scene.say()
+    assert scene.endings() == ["stopped", "finished"]
 
 
 @pytest.mark.parametrize("has_scontrol", [True, False])

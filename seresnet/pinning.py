@@ -1,0 +1,72 @@
+"""What must not change in silence once a run has started: its experiment, its numeric keys, its data, and what tier T1 rests on.
+
+The first start writes them into run.yaml, later ones compare. One invariant: a start that is refused has not changed run.yaml.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from seresnet.config import RunConfig, identity, numeric_keys, run_id, to_dict
+from seresnet.config_file import config_from_dict
+from seresnet.errors import ConfigError, DataError
+from seresnet.run_folder import RunFolder, RunRecord
+
+
+def refuse_other_experiment(folder: RunFolder, record: RunRecord, config: RunConfig) -> None:
+    """Raise ConfigError with a diff of the identity keys if the config is not the run that the folder was made for."""
+    if record.run_id == run_id(config):
+        return
+    old, new = identity(config_from_dict(record.config, str(folder.run_yaml))), identity(config)
+    keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    diff = [f"  {key}: {old.get(key, 'default')} -> {new.get(key, 'default')}" for key in keys]
+    if not diff:
+        diff = ["  the identity keys in run.yaml itself are no longer those that the id was made from"]
+    raise ConfigError(
+        f"{folder.run_yaml}: the folder holds run {record.run_id}, the config says {run_id(config)}:\n"
+        + "\n".join(diff)
+        + "\nRestore the config, or choose another folder."
+    )
+
+
+def refuse_numeric_change(folder: RunFolder, record: RunRecord, config: RunConfig) -> None:
+    """Raise ConfigError if a started run is asked to go on with other numeric keys."""
+    pinned = record.pinned or {}
+    lines = [f"{key}: {pinned[key]} -> {value}" for key, value in numeric_keys(config).items() if pinned.get(key, value) != value]
+    if lines:
+        raise ConfigError(
+            f"{folder.run_yaml}: this run was started with other numeric keys ({'; '.join(lines)}). They change bits, not the experiment. "
+            "Restore them, or pass --allow-numeric-change: the run then counts as tier T2."
+        )
+
+
+def with_config(record: RunRecord, config: RunConfig) -> RunRecord:
+    """The record with operational and extendable keys as the config has them; what is pinned stays."""
+    return replace(record, config=to_dict(config))
+
+
+def pin(folder: RunFolder, record: RunRecord, config: RunConfig, generation: int, facts: Mapping[str, Any], *, write: bool) -> RunRecord:
+    """Write down what the run is started with, or mark as T2 what has changed since.
+
+    facts: data_digest, world_size, device, versions. Raises DataError for other data; the rest may change, with a mark.
+    """
+    now = {**numeric_keys(config), **facts}
+    if record.pinned is None:
+        pinned = replace(record, pinned=now)
+    else:
+        _refuse_other_data(folder, record.pinned.get("data_digest"), facts["data_digest"])
+        # A key that came with a later version of the code is not there: it had its default then, and nothing is known to differ.
+        changed = {key: (record.pinned[key], value) for key, value in now.items() if record.pinned.get(key, value) != value}
+        marks = [f"{key}: {old} -> {new} at attempt {generation}" for key, (old, new) in sorted(changed.items())]
+        pinned = replace(record, pinned={**record.pinned, **now}, marks=(*record.marks, *marks))
+    if write and pinned != record:
+        pinned.write(folder)
+    return pinned
+
+
+def _refuse_other_data(folder: RunFolder, pinned: str | None, found: str) -> None:
+    if pinned != found:
+        raise DataError(
+            f"{folder.run_yaml}: this run was started on data {pinned}, data.path and data.dir now give {found}. "
+            "Point data.path at the first data set, or start a new sweep."
+        )

@@ -1,0 +1,40 @@
+"""Whether a record that was read from JSON holds what its dataclass says: journals and results may be torn, or somebody else's.
+
+Checks only; what a misfit means is the reader's business. One invariant: a bool is no number, and no number is infinite or NaN.
+"""
+
+import functools
+import math
+import types
+import typing
+from dataclasses import fields
+from typing import Any
+
+
+def misfits(record: Any) -> list[str]:
+    """Names of a dataclass instance's fields whose values are not of the annotated type, or not finite."""
+    kind: type = type(record)
+    return [name for name, hint in _hints(kind).items() if not conforms(getattr(record, name), hint)]
+
+
+def conforms(value: Any, hint: Any) -> bool:
+    """Whether value is of type hint: a class, a union, or a list or dict of such."""
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is types.UnionType:
+        return any(conforms(value, arg) for arg in args)
+    if origin is list:
+        return isinstance(value, list) and all(conforms(item, args[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(conforms(item, args[1]) for item in value.values())
+    return isinstance(value, hint)
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    # Resolving the annotations takes longer than reading a journal's line.
+    hints = typing.get_type_hints(kind)
+    return {key.name: hints[key.name] for key in fields(kind)}
