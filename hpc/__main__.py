@@ -16,7 +16,10 @@ COMMANDS = (
 
 
 def main() -> int:
-    """Print the list."""
+    """Print the list; exit 2 if a command was meant, because this is not how it is called."""
+    if sys.argv[1:] and sys.argv[1] not in ("-h", "--help"):
+        print(f"python -m hpc takes no arguments; did you mean python -m hpc.{sys.argv[1]}?\n", file=sys.stderr)
+        return 2
     width = max(len(command) for command, _ in COMMANDS)
     print("\n".join(f"{command:<{width}}  {what}" for command, what in COMMANDS))
     print("\nEvery Python command answers --help.")

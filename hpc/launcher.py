@@ -151,21 +151,26 @@ def _send_to_slurm(session: _Session) -> int:
 
 
 def _submit(session: _Session, draft: Draft) -> None:
-    """Write everything, then call sbatch for each batch; a refusal leaves an intent that no queue lists, which counts as not sent."""
+    """Write everything, then call sbatch for each batch; what sbatch refused is done with."""
     from hpc.worker import Worker
 
     record, entries = _write(session, draft, "slurm")
     worker = Worker(str(session.sweep.path.resolve()))
     for entry, batch in zip(entries, draft.batches, strict=True):
-        job_id = slurm.submit_array(
-            worker,
-            entry.tasks,
-            folder=session.sweep.logs.absolute(),
-            code_dir=session.sweep.code(entry.code).absolute(),
-            site=session.site,
-            shape=batch.shape,
-            job_name=queues.job_name(draft.plan, entry.id),
-        )
+        try:
+            job_id = slurm.submit_array(
+                worker,
+                entry.tasks,
+                folder=session.sweep.logs.absolute(),
+                code_dir=session.sweep.code(entry.code).absolute(),
+                site=session.site,
+                shape=batch.shape,
+                job_name=queues.job_name(draft.plan, entry.id),
+            )
+        except slurm.SbatchRefusedError:
+            # Without this a squeue that does not answer would leave the runs "queued" for ever.
+            record.with_entry(replace(entry, state="done")).write(session.sweep)
+            raise
         record = record.with_entry(replace(entry, job_id=job_id, state="submitted"))
         record.write(session.sweep)
         runs, tasks = count(sum(map(len, batch.packs)), "run"), count(len(entry.tasks), "task")

@@ -40,7 +40,7 @@ def data_text(config: DataConfig) -> str:
         raise DataError(f"data.path: {config.path} does not exist, and no array file was made from it. Correct the path.")
     if _is_at_hand(config):
         return f"{config.name}: will be prepared in {_relative(_folder(config))} before anything is sent"
-    return f"{config.name}: not prepared in {_relative(_folder(config))}, and no data.path says where it is"
+    return f"{config.name}: not prepared in {_relative(_folder(config))}, and no data.path says where it is; `{_command(config)}` makes it"
 
 
 def ensure_prepared(runs: Sequence[PlannedRun]) -> None:
@@ -49,13 +49,16 @@ def ensure_prepared(runs: Sequence[PlannedRun]) -> None:
         if prepare.find_prepared(config, _folder(config)) is not None:
             continue
         if not _is_at_hand(config):
-            command = f"python -m seresnet.prepare {config.name} --data-dir {shlex.quote(str(_folder(config)))}"
             raise DataError(
                 f"data {config.name} is not prepared in {_folder(config)}, and no data.path says where it is. "
-                f"Run `{command}` where there is a network, or say data.path=ARCHIVE_OR_FOLDER. Nothing was sent."
+                f"Run `{_command(config)}` where there is a network, or say data.path=ARCHIVE_OR_FOLDER. Nothing was sent."
             )
         with shown() as report:
             prepare.prepare(config, _folder(config), progress=report)
+
+
+def _command(config: DataConfig) -> str:
+    return f"python -m seresnet.prepare {config.name} --data-dir {shlex.quote(_relative(_folder(config)))}"
 
 
 def _folder(config: DataConfig) -> Path:

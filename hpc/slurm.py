@@ -218,6 +218,10 @@ def submit_array(
     return job_id
 
 
+class SbatchRefusedError(SubmissionError):
+    """sbatch answered, and the answer is no: nothing is queued."""
+
+
 def _dump(path: Path, worker: Callable[[str], object], task: str, walltime_min: int) -> None:
     from submitit.core.utils import DelayedSubmission
 
@@ -232,7 +236,10 @@ def _sbatch(script_path: Path) -> str:
     if reply.returncode is None:
         raise SubmissionError(f"sbatch: {reply.stderr}. Look with `squeue --me` before launching again: it may have been accepted.")
     if not reply.succeeded:
-        raise SubmissionError(f"sbatch refused (exit {reply.returncode}): {reply.stderr}")
+        raise SbatchRefusedError(
+            f"sbatch refused (exit {reply.returncode}): {reply.stderr}\n"
+            "Nothing was queued. Correct that and launch again, or say --local to train here."
+        )
     found = re.match(r"(\d+)(;|\s|$)", reply.stdout)
     if found is None:
         raise SubmissionError(f"sbatch answered {reply.stdout!r}, which holds no job id. Look with `squeue --me`.")

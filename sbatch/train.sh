@@ -2,7 +2,7 @@
 # One run without the launcher, with the same resume and requeue:
 #   sbatch --account=ME --time=4:00:00 sbatch/train.sh configs/seresnet.yaml [optim.lr=0.05 ...]
 # The same command line without sbatch trains here. Options of sbatch win over the lines below; --gres=none asks for no GPU.
-# PYTHON=/path/to/python names another interpreter.
+# PYTHON=/path/to/python names another interpreter than .venv/bin/python, or python where there is none.
 #SBATCH --job-name=train
 #SBATCH --gres=gpu:1
 #SBATCH --cpus-per-task=2
@@ -11,6 +11,7 @@
 #SBATCH --open-mode=append
 #SBATCH --signal=USR2@60
 python=${PYTHON:-python}
+[ -n "${PYTHON:-}" ] || ! [ -x .venv/bin/python ] || python=.venv/bin/python
 unset PYTHONSAFEPATH # with it `python -m` would not find the code of the folder that we are in
 if [ -z "${SLURM_JOB_ID:-}" ] || ! command -v srun > /dev/null; then
     exec "$python" -m hpc.supervisor "$@"

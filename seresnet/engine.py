@@ -298,7 +298,7 @@ def _accumulation(config: RunConfig, world_size: int) -> int:
     if world_size not in fitting:
         raise ConfigError(
             f"train.ranks: {world_size} ranks cannot share global_batch_size {config.train.global_batch_size} in micro-batches of "
-            f"{micro_batch_size(config)}. Use one of: {', '.join(map(str, fitting))}."
+            f"{micro_batch_size(config)}. Use one of: {', '.join(map(str, fitting))}; or set train.micro_batch_size, which batch norm sees."
         )
     return config.train.global_batch_size // micro_batch_size(config) // world_size
 

@@ -88,7 +88,10 @@ class _Process:
         if _is_finished(self.folder, self.config):
             return Exit.FINISHED, "finished before; nothing to do"
         owned = self._own() if self.rank == 0 else None
-        from seresnet import recipe, world  # torch takes seconds: the handlers, the claim and its heart are in place
+        try:
+            from seresnet import recipe, world  # torch takes seconds: the handlers, the claim and its heart are in place
+        except ModuleNotFoundError as error:
+            raise ConfigError(f"{error.name} is not installed for {sys.executable}. Use the environment of `make setup`.") from error
 
         recipe.make_deterministic(self.config)
         self.world = world.join(self.config.train.device)

@@ -1,6 +1,7 @@
 """Killed anywhere and started again, a run ends with the bits of an undisturbed one: 1, 2 and 4 ranks on the CPU."""
 
 import random
+import re
 import resource
 import signal
 from pathlib import Path
@@ -64,11 +65,12 @@ def test_stop_requests_save_and_exit_75_on_every_rank(size: int, digits_dir: Pat
         epochs = len(journal.read(RunFolder(path=run_dir)))
         processes = ring.start(config, run_dir, size)
         ring.wait_until(lambda: len(journal.read(RunFolder(path=run_dir))) > epochs)  # noqa: B023
-        before = _newest_step(run_dir)
         ring.send(processes, number)
         codes = ring.join_all(processes)
-        assert codes == [75] * size, f"{number.name}: {codes}\n{(tmp_path / 'output.txt').read_text()[-3000:]}"
-        assert _newest_step(run_dir) > before, f"{number.name}: nothing newer than step {before} was saved"
+        output = (tmp_path / "output.txt").read_text()
+        assert codes == [75] * size, f"{number.name}: {codes}\n{output[-3000:]}"
+        stopped_at = int(re.findall(rf"reason={number.name} at step (\d+)", output)[-1])
+        assert _newest_step(run_dir) == stopped_at, f"{number.name}: stopped at step {stopped_at}, which is not durable"
     ring.finish(config, run_dir, size)
     assert_same(run_dir, undisturbed[size], f"{size} ranks stopped twice")
 

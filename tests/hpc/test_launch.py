@@ -62,7 +62,7 @@ class Bench:
     def _submit(self, worker: Any, tasks: Sequence[str], **facts: Any) -> str:
         self.records_at_sbatch.append(Submissions.read(self.sweep))
         if self.refusal:
-            raise SubmissionError(self.refusal)
+            raise slurm.SbatchRefusedError(self.refusal)
         self.sent.append({"worker": worker, "tasks": list(tasks), **facts})
         job_id = str(100 + len(self.sent))
         for index in range(len(tasks)):
@@ -218,6 +218,14 @@ def test_a_refusal_is_told_and_the_next_launch_sends_again(bench: Bench) -> None
     bench.refusal = None
     bench.launch()
     assert len(bench.tasks_sent()) == 4
+
+
+def test_runs_that_sbatch_refused_are_not_queued_however_silent_squeue_is(bench: Bench) -> None:
+    bench.refusal, bench.listed = "sbatch refused (exit 1): Could not establish a configuration source", None
+    with pytest.raises(SubmissionError):
+        bench.launch()
+    bench.refusal = None
+    assert "4 runs in 2 arms: 4 to send" in bench.launch(dry_run=True)[1]
 
 
 @pytest.mark.parametrize("ending", ["preempted", "timed_out", "node_failed", "stopped", "cancelled"])

@@ -127,7 +127,7 @@ def test_a_state_of_another_width_is_refused_by_name_and_shape() -> None:
 def test_a_world_that_does_not_divide_the_batch_is_refused_with_those_that_do() -> None:
     run, data = config(8), arrays()
     batches = TrainBatches(load_splits(run, data, CPU).train, run, 5, data.mean, data.std, CPU)
-    with pytest.raises(ConfigError, match=r"3 ranks cannot share .* Use one of: 1, 2, 4\."):
+    with pytest.raises(ConfigError, match=r"3 ranks cannot share .* Use one of: 1, 2, 4; or set train\.micro_batch_size"):
         Engine(run, build_model(run.model, 5, 0), batches, World(rank=0, local_rank=0, size=3, device=CPU))
 
 
