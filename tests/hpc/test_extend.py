@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from fake_sweep import FakeSweep
-from test_launch import Bench, attempt, bench, finish
+from launch_bench import Bench, attempt, finish
 
 from hpc import mirror, status
 from hpc.gather import gather
@@ -12,8 +12,6 @@ from hpc.mirror import Mirror
 from hpc.ranks import Outcome, describe
 from hpc.states import State, decide
 from seresnet.run_folder import RunRecord, is_finished
-
-__all__ = ["bench"]  # a fixture
 
 SHORT, LONG = ("optim.schedule_epochs=10", "train.epochs=2"), ("optim.schedule_epochs=10", "train.epochs=4")
 

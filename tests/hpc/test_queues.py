@@ -4,13 +4,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from test_launch import Bench, bench, finish
+from launch_bench import Bench, finish
 
 from hpc import locks, queues, slurm
 from hpc.paths import Plan, Submissions
 from seresnet.errors import ConfigError
-
-__all__ = ["bench"]  # a fixture
 
 
 def send_to(bench: Bench, monkeypatch: pytest.MonkeyPatch, cluster: str, here: str | None) -> None:

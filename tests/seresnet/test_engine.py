@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from same_bits import assert_same_bits_after_a_resume
 
 from seresnet.config import AugmentConfig, DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
 from seresnet.data import TrainBatches, load_splits
@@ -95,17 +96,7 @@ def test_sums_count_every_sample_once_and_equal_a_sum_by_hand() -> None:
 
 @pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
 def test_state_loaded_into_a_fresh_engine_goes_on_with_the_same_bits(amp: str) -> None:
-    first, second = engine(config(8, amp=amp)), engine(config(8, amp=amp))
-    for _ in range(4):
-        first.train_step()
-    second.load(first.state(first.epoch_sums()))
-    for _ in range(3):
-        first.train_step()
-        second.train_step()
-    one, two = first.state(first.epoch_sums()), second.state(second.epoch_sums())
-    different = [name for name in one.tensors if not torch.equal(one.tensors[name], two.tensors[name])]
-    assert not different, different
-    assert one.scalars == two.scalars
+    assert_same_bits_after_a_resume(engine(config(8, amp=amp)), engine(config(8, amp=amp)), before=4, after=3)
 
 
 def test_fp16_overflow_skips_the_step_and_is_counted() -> None:

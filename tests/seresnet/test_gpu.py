@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from same_bits import assert_same_bits_after_a_resume
 
 from seresnet.config import DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
 from seresnet.data import TrainBatches, load_splits
@@ -52,17 +53,7 @@ def test_one_amp_step_stays_close_to_float32(amp: str) -> None:
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16", "off"])
 def test_a_resumed_run_has_the_same_bits_in_deterministic_mode(amp: str) -> None:
-    first, second = engine(config(amp)), engine(config(amp))
-    for _ in range(4):
-        first.train_step()
-    second.load(first.state(first.epoch_sums()))
-    for _ in range(6):
-        first.train_step()
-        second.train_step()
-    one, two = first.state(first.epoch_sums()), second.state(second.epoch_sums())
-    different = [name for name in one.tensors if not torch.equal(one.tensors[name], two.tensors[name])]
-    assert not different, different
-    assert one.scalars == two.scalars
+    assert_same_bits_after_a_resume(engine(config(amp)), engine(config(amp)), before=4, after=6)
 
 
 def test_losses_are_watched_late_and_still_seen() -> None:

@@ -10,7 +10,7 @@ from seresnet.errors import DataError
 from seresnet.safe_pickle import load_plain
 
 
-def same(found, expected):
+def assert_same(found, expected):
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         assert np.array_equal(found[key], value) and type(found[key]) is type(value), key
@@ -18,7 +18,7 @@ def same(found, expected):
 
 def test_pickle_of_python_2_is_read_as_python_reads_it():
     payload = python2_pickle({"data": np.arange(24, dtype=np.uint8).reshape(2, 12), "labels": [3, 1], "batch_label": "one"})
-    same(load_plain(payload, "batch"), reference_load(payload))
+    assert_same(load_plain(payload, "batch"), reference_load(payload))
 
 
 @pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
@@ -31,7 +31,7 @@ def test_pickle_of_python_3_is_read_as_python_reads_it(protocol):
         "none": (None, 2.5, {"a": [True]}),
     }
     payload = pickle.dumps(value, protocol=protocol)
-    same(load_plain(payload, "batch"), reference_load(payload))
+    assert_same(load_plain(payload, "batch"), reference_load(payload))
 
 
 class Runs:

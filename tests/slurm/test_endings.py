@@ -16,7 +16,7 @@ def _node(scene: Scene, index: int = 0) -> str:
     return scene.cluster.show_job(scene.task(index))["NodeList"]
 
 
-def _stays_away(scene: Scene, seconds: float = 9.0) -> None:
+def assert_stays_away(scene: Scene, seconds: float = 9.0) -> None:
     """A requeued job is back within 6 s here: see that this one is not."""
     limit = time.monotonic() + seconds
     while time.monotonic() < limit:
@@ -60,7 +60,7 @@ def test_a_cancelled_run_never_comes_back_by_itself(cluster: Cluster, user_path:
     scene.wait_until_over("CANCELLED")
     assert scene.endings() == ["cancelled"], scene.say()
     assert scene.ends()[0]["requeue"] is False
-    _stays_away(scene)
+    assert_stays_away(scene)
 
 
 def test_a_job_cancelled_while_it_starts_never_comes_back(cluster: Cluster, user_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_a_job_cancelled_while_it_starts_never_comes_back(cluster: Cluster, user
     cluster.wait_for_state(scene.task(), "RUNNING")
     cluster.run_as_user(["scancel", scene.task()])
     scene.wait_until_over("CANCELLED")
-    _stays_away(scene)
+    assert_stays_away(scene)
 
 
 def test_a_job_evicted_while_it_starts_is_requeued_and_finishes(cluster: Cluster, user_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_a_bare_signal_stops_without_a_requeue(cluster: Cluster, user_path: Path
     facts = scene.wait_until_over("COMPLETED", "FAILED")
     assert (facts["JobState"], facts["ExitCode"]) == ("FAILED", "75:0"), scene.say()
     assert scene.endings() == ["stopped"]
-    _stays_away(scene, 3)
+    assert_stays_away(scene, 3)
 
 
 def test_a_lost_supervisor_is_inferred_and_its_ranks_are_gone(cluster: Cluster, user_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_a_task_without_scontrol_that_is_cancelled_never_comes_back(cluster: Clu
     cluster.run_as_user(["scancel", scene.task()])
     scene.wait_until_over("CANCELLED")
     assert scene.endings() == ["stopped"], scene.say()
-    _stays_away(scene)
+    assert_stays_away(scene)
 
 
 def test_a_task_without_scontrol_is_not_requeued_for_a_bare_signal(cluster: Cluster, user_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_a_task_without_scontrol_is_not_requeued_for_a_bare_signal(cluster: Clus
     cluster.run_as_user(["scancel", "--signal=TERM", scene.task()], check=False)
     facts = scene.wait_until_over("COMPLETED", "FAILED")
     assert (facts["JobState"], facts["ExitCode"]) == ("FAILED", "75:0"), scene.say()
-    _stays_away(scene, 3)
+    assert_stays_away(scene, 3)
 
 
 @pytest.mark.slow
@@ -187,4 +187,4 @@ def test_train_sh_cancelled_never_comes_back(cluster: Cluster, user_path: Path, 
     cluster.run_as_user(["scancel", scene.task()])
     scene.wait_until_over("CANCELLED")
     assert scene.endings() == ["cancelled" if has_scontrol else "stopped"], scene.say()
-    _stays_away(scene)
+    assert_stays_away(scene)
