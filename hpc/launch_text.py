@@ -119,8 +119,17 @@ def _job_name(draft: Draft, submission_id: str) -> tuple[str, str]:
     return job_name(replace(draft.plan, salt="X" * 8), submission_id), " (XXXXXXXX: drawn at the first launch)"
 
 
+def _shared(draft: Draft) -> list[tuple[tuple[str, ...], list[str]]]:
+    """Arms that have runs in common, as an override that undoes an arm's only difference makes them: easily overlooked."""
+    by_arms: dict[tuple[str, ...], list[str]] = {}
+    for run_id, planned in draft.plan.runs.items():
+        if len(planned.arms) > 1:
+            by_arms.setdefault(planned.arms, []).append(run_id)
+    return list(by_arms.items())
+
+
 def _notes(draft: Draft) -> list[str]:
-    notes = []
+    notes = [f"note: {count(len(shared), 'run')} shared by {' and '.join(arms)}, trained once" for arms, shared in _shared(draft)]
     if draft.problem:
         notes.append(f"note: {draft.problem}, so runs of earlier submissions count as queued")
     dropped = sum(not entry.arms for entry in draft.plan.runs.values())

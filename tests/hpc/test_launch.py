@@ -219,3 +219,9 @@ def test_runs_with_more_ranks_are_an_array_of_their_own_shape(bench: Bench) -> N
 def test_gpus_are_asked_for_where_the_device_is_cuda(bench: Bench) -> None:
     bench.launch("train.device=cuda")
     assert bench.sent[0]["shape"].gpus == 1
+
+
+def test_the_plan_says_which_arms_an_override_has_made_the_same(bench: Bench) -> None:
+    _, text = bench.launch("model.attention=se")
+    assert "2 runs in 2 arms: 2 to send" in text
+    assert "note: 2 runs shared by baseline and se, trained once" in text, text
