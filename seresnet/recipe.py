@@ -280,6 +280,7 @@ class Trainer:
     def _stop_here(self) -> None:
         """Make the state durable and raise Stopped. Every rank comes here at the same step."""
         self._save(self.engine.epoch_sums(), stop=True)
+        self._write_down_epochs()
         saved = f"step {self.engine.step}"
         if self.writer is not None and not self.writer.wait(STOP_SAVE_LIMIT_S):
             self._raise_if_not_the_disks_fault()
