@@ -14,7 +14,7 @@ class Exit(IntEnum):
     """How a rank or a task ended. Anything else is a crash."""
 
     FINISHED = 0
-    STOPPED = 75  # on request, state durable
+    STOPPED = 75  # on request; goes on from what is durable
     WATCHDOG = 76
     FENCED = 77  # another owner is newer
     USER_ERROR = 78

@@ -39,7 +39,7 @@ STOP_SAVE_LIMIT_S = 10.0
 
 
 class Stopped(Exception):  # noqa: N818 - an ending, not an error
-    """The ranks agreed to stop; the state at `step` is durable."""
+    """The ranks agreed to stop. The state is durable, or the text says which older one is: there the run goes on."""
 
 
 class Diverged(Exception):  # noqa: N818 - an ending, not an error
@@ -60,7 +60,7 @@ class Attempt:
 def train(attempt: Attempt, world: World, stop: StopFlag) -> TrainResult | None:
     """Train the run to its last epoch; the result on rank 0, None on the others.
 
-    Raises Stopped after a stop request (state durable), Diverged, and ToolkitErrors for what the user or the files are to blame for.
+    Raises Stopped after a stop request, Diverged, and ToolkitErrors for what the user or the files are to blame for.
     """
     arrays = open_data(attempt.config, world)
     record = pin(attempt.folder, attempt.record, attempt.config, attempt.generation, facts_now(arrays, world), write=world.is_main)

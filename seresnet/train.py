@@ -85,7 +85,7 @@ class _Process:
         os._exit(code)
 
     def _train(self, stop: StopFlag) -> tuple[int, str]:
-        if _is_finished(self.folder, self.config):
+        if is_finished(self.folder, self.config.train.epochs):
             return Exit.FINISHED, "finished before; nothing to do"
         owned = self._own() if self.rank == 0 else None
         try:
@@ -175,10 +175,6 @@ def _classify(error: BaseException) -> tuple[int, str]:
     if type(error).__name__ == "OutOfMemoryError":
         return Exit.GPU_OUT_OF_MEMORY, reason
     return 1, reason
-
-
-def _is_finished(folder: RunFolder, config: RunConfig) -> bool:
-    return is_finished(folder, config.train.epochs)
 
 
 def _folder_and_config(args: argparse.Namespace) -> tuple[RunFolder, RunConfig]:

@@ -71,16 +71,19 @@ def test_a_job_cancelled_while_it_starts_never_comes_back(cluster: Cluster, user
     assert_stays_away(scene)
 
 
-def test_a_job_evicted_while_it_starts_is_requeued_and_finishes(cluster: Cluster, user_path: Path) -> None:
+def test_a_job_evicted_while_it_starts_is_requeued_and_trains_again(cluster: Cluster, user_path: Path) -> None:
     scene = submit(cluster, user_path, "serve; serve; finish")
     cluster.wait_for_state(scene.task(), "RUNNING")
     cluster.fill(_node(scene), seconds=2)
     wait_for(lambda: "1" if scene.cluster.show_job(scene.task()).get("Restarts") == "1" else "", "requeued", scene.say)
-    cluster.wait_for_state(scene.task(), "RUNNING")
-    generation = wait_for(lambda: str(scene.attempts() or ""), "claimed", scene.say)
-    scene.wait_until_serving(generation=int(generation))
+    before = scene.attempts()  # 0 or 1; a requeued job is held for some seconds, so the next attempt has not begun
+    wait_for(lambda: "1" if scene.attempts() > before else "", "claimed again", scene.say)
+    scene.wait_until_serving(generation=before + 1)
+    facts = scene.cluster.show_job(scene.task())
+    assert (facts["JobState"], facts["Restarts"]) == ("RUNNING", "1"), scene.say()
     cluster.run_as_user(["scancel", scene.task()])
     scene.wait_until_over("CANCELLED")
+    assert scene.endings()[-1] == "cancelled", scene.say()
 
 
 def test_a_rank_killed_with_9_is_tried_again_in_the_same_task(cluster: Cluster, user_path: Path) -> None:
