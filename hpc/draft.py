@@ -12,9 +12,10 @@ from hpc import packing, queues
 from hpc.local import LocalTask
 from hpc.paths import Plan, PlannedFolder, Submissions, SweepFolder, task_name
 from hpc.site import Site
-from hpc.slurm import TaskShape
+from hpc.shapes import TaskShape
 from hpc.states import MISSING, OWNED, Queue, RunState, State, run_states
 from hpc.sweep import PlannedRun, SweepSpec
+from hpc.sweep_spec import PackRequest
 from seresnet import attempts
 from seresnet.config import numeric_keys
 from seresnet.config_file import show_value
@@ -84,7 +85,7 @@ def make_draft(
         plan=plan,
         states=states,
         submissions=submissions,
-        batches=_batches(to_send, spec.runs_per_task, is_local),
+        batches=_batches(to_send, spec.pack, is_local),
         problem=queue.problem,
     )
 
@@ -168,16 +169,11 @@ def _planned_folder(run: PlannedRun, known: PlannedFolder | None) -> PlannedFold
     return PlannedFolder(slug=run.slug, folder=folder, arms=run.arms)
 
 
-def _batches(runs: Sequence[PlannedRun], runs_per_task: int, is_local: bool) -> tuple[Batch, ...]:
+def _batches(runs: Sequence[PlannedRun], request: PackRequest, is_local: bool) -> tuple[Batch, ...]:
     """Runs by what they need of a node, packed; in local mode one batch, because there is no array to share a shape."""
-    by_device: dict[str, list[PlannedRun]] = {}
-    for run in runs:
-        by_device.setdefault(run.config.train.device, []).append(run)
     shaped: dict[TaskShape, list[tuple[str, ...]]] = {}
-    for device, alike in by_device.items():
-        for pack in packing.plan(alike, frozenset(), runs_per_task):
-            shape = TaskShape(ranks=pack.ranks, gpus=pack.ranks if device == "cuda" else 0)
-            shaped.setdefault(shape, []).append(pack.run_ids)
+    for pack in packing.plan(runs, frozenset(), request):
+        shaped.setdefault(pack.shape, []).append(pack.run_ids)
     batches = tuple(Batch(shape=shape, packs=tuple(packs)) for shape, packs in shaped.items())
     if is_local and len(batches) > 1:
         return (Batch(shape=batches[0].shape, packs=tuple(pack for batch in batches for pack in batch.packs)),)

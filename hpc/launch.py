@@ -26,6 +26,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; what a user, a cluster or a disk can cause is text and exit 2 (130: Ctrl-C), never a traceback."""
     args = build_parser().parse_intermixed_args(argv)
     try:
+        if args.new_site:
+            from hpc.new_site import new_site
+
+            return new_site(args.new_site)
+        if args.sweep is None:
+            raise UsageError("--sweep FILE is missing: the YAML of a sweep, such as configs/demo.yaml.")
         from hpc.launcher import Request, launch
 
         request = Request(
@@ -38,8 +44,27 @@ def main(argv: Sequence[str] | None = None) -> int:
             retry=tuple(args.retry),
             explain=tuple(args.explain),
             wait=args.wait,
+            max_gpus=args.max_gpus,
+            code=args.code,
+            rerun=tuple(args.rerun),
+            drop_removed=args.drop_removed,
+            renamed=args.renamed,
+            smoke=args.smoke,
+            calibrate=args.calibrate,
         )
+        changes = {"alter": tuple(args.alter), "cancel": tuple(args.cancel), "hold": args.hold, "release": args.release}
+        if any(changes.values()):
+            from hpc.control import Changes, change_queued
+
+            return change_queued(request, Changes(**changes))
+        if args.debug:
+            from hpc.debug import debug_run
+
+            return debug_run(request, args.debug)
         return launch(request)
+    except UsageError as error:
+        print(f"python -m hpc.launch: {error}", file=sys.stderr)
+        return 2
     except ToolkitError as error:
         print(error, file=sys.stderr)
         return 2
@@ -51,6 +76,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+class UsageError(Exception):
+    """A command line that asks for nothing."""
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The arguments; overrides may stand anywhere between the options."""
     parser = argparse.ArgumentParser(
@@ -59,16 +88,43 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--sweep", metavar="FILE", type=Path, required=True, help="the sweep's YAML, or a single run's")
+    parser.add_argument("--sweep", metavar="FILE", type=Path, help="the sweep's YAML, or a single run's")
     parser.add_argument("overrides", metavar="a.b=v", nargs="*", help="override a key of every run, or site.*, pack.*, wandb.*, seeds=")
     parser.add_argument("--runs-dir", metavar="DIR", type=Path, help="where sweeps lie (default: the site's runs_dir, else runs)")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and what would be sent; write nothing")
     parser.add_argument("--local", action="store_true", help="train on this machine even if there is a SLURM")
     parser.add_argument("--max-parallel", metavar="N", type=_positive, help="local tasks at a time (default: as many as the cores hold)")
-    parser.add_argument("--retry", metavar="WHAT", action="append", default=[], help="failed, lost, all or a run: send these alone")
     parser.add_argument("--explain", metavar="KEY", action="append", default=[], help="print a key's value and where it comes from")
     parser.add_argument("--wait", action="store_true", help="stay until the SLURM jobs are over, showing progress")
+    parser.add_argument("--max-gpus", metavar="N", type=_positive, help="GPUs that this sweep may use at a time")
+    parser.add_argument("--new-site", metavar="NAME", help="write a site file from what this cluster says of itself")
+    _add_again(parser.add_argument_group("launching again"))
+    _add_careful(parser.add_argument_group("being careful"))
+    _add_queued(parser.add_argument_group("changing what is queued (with --sweep; nothing is launched)"))
     return parser
+
+
+def _add_again(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--retry", metavar="WHAT", action="append", default=[], help="failed, lost, cancelled, all or a run: send these alone"
+    )
+    group.add_argument("--code", choices=("snapshot", "new"), help="after the code was edited: go on with the old, or with the new")
+    group.add_argument("--rerun", metavar="RUN|all", action="append", default=[], help="set finished runs aside and train them again")
+    group.add_argument("--drop-removed", action="store_true", help="cancel the runs that the sweep no longer asks for")
+    group.add_argument("--renamed", action="store_true", help="the sweep's file was moved or renamed: it is the same sweep")
+
+
+def _add_careful(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--smoke", action="store_true", help="first 20 steps, save, resume and evaluate of every arm; the rest waits on it")
+    group.add_argument("--calibrate", action="store_true", help="only time some steps of every arm, for the plan's estimates")
+    group.add_argument("--debug", metavar="RUN", help="train one run in this process, where a debugger can stop it")
+
+
+def _add_queued(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--alter", metavar="site.key=value", nargs="+", default=[], help="change what queued tasks ask for")
+    group.add_argument("--hold", action="store_true", help="start nothing more of this sweep until --release")
+    group.add_argument("--release", action="store_true", help="undo --hold, and the hold after three runs that failed alike")
+    group.add_argument("--cancel", metavar="RUN|all", action="append", default=[], help="cancel these runs, queued or running")
 
 
 def _positive(text: str) -> int:

@@ -50,6 +50,13 @@ class Request:
     retry: tuple[str, ...] = ()
     explain: tuple[str, ...] = ()
     wait: bool = False
+    max_gpus: int | None = None
+    code: Literal["snapshot", "new"] | None = None
+    rerun: tuple[str, ...] = ()
+    drop_removed: bool = False
+    renamed: bool = False
+    smoke: bool = False
+    calibrate: bool = False
 
     def command(self) -> str:
         """The command that takes this launch up again."""

@@ -49,6 +49,25 @@ class SweepFolder:
         return self.path / ".launch.lock"
 
     @property
+    def plan_text(self) -> Path:
+        """The plan of the last launch as it was printed."""
+        return self.path / "plan.txt"
+
+    @property
+    def hold(self) -> Path:
+        """Why nothing of this sweep may start: present while it is held. See hpc.hold."""
+        return self.path / "hold.json"
+
+    @property
+    def trials(self) -> Path:
+        """What --smoke and --calibrate leave: scratch runs and what they measured. Never part of the table."""
+        return self.path / "trials"
+
+    def begun(self, cluster: str, job_id: str) -> Path:
+        """Which run a job without a launcher began with; see hpc.single."""
+        return self.logs / f"begun-{cluster}-{job_id}.json"
+
+    @property
     def codes(self) -> Path:
         return self.path / "code"
 
@@ -79,6 +98,7 @@ class PlannedFolder:
     slug: str
     folder: str
     arms: tuple[str, ...]
+    dropped: bool = False  # no longer asked for, and --drop-removed was said: tasks leave it alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +120,7 @@ class Plan:
     runs: Mapping[str, PlannedFolder]  # run id -> where
     tasks: Mapping[str, tuple[str, ...]]  # "<submission id>/<index>" -> run ids, of every submission so far
     wandb: WandbSettings = dataclasses.field(default_factory=WandbSettings)
+    source: str | None = None  # the sweep's file, relative to where it was launched: another file of the same name is refused
 
     def write(self, folder: SweepFolder) -> None:
         """Replace plan.json durably."""
@@ -151,6 +172,9 @@ class Submission:
     state: Literal["intent", "submitted", "done"] = "intent"
     cluster: str | None = None
     site: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # the site as it was resolved
+    at_a_time: int = 1  # runs of a pack that train side by side; 1 = one after another
+    nodes: int = 1  # of each task
+    gpus: int = 0  # of each task, on each of its nodes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,8 +58,9 @@ class _Begun:
     @classmethod
     def of(cls, sweep: SweepFolder, environ: Mapping[str, str], command: str) -> "_Begun | None":
         job_id = slurm.own_job_id(environ)
-        name = f"begun-{environ.get('SLURM_CLUSTER_NAME', 'slurm')}-{job_id}.json"
-        return None if job_id is None else cls(path=sweep.logs / name, command=command)
+        if job_id is None:
+            return None
+        return cls(path=sweep.begun(environ.get("SLURM_CLUSTER_NAME", "slurm"), job_id), command=command)
 
     def read(self) -> str | None:
         found = self._all().get(self.command)

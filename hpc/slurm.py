@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc.requeue import JobFacts
+from hpc.shapes import TaskShape
 from hpc.site import Site
 from seresnet.errors import ConfigError, SubmissionError
 from seresnet.signals import STOP_SIGNALS
@@ -40,14 +41,6 @@ _NOT_FOR_JOBS = re.compile(
 )
 #: Options of sbatch that every script sets, beside those that a site's other keys ask for.
 _OURS = ("array", "output", "error", "chdir", "workdir", "signal", "no-requeue", "ntasks", "wrap", "input")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskShape:
-    """What every task of an array needs on its node."""
-
-    ranks: int = 1
-    gpus: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +85,20 @@ def call(*args: str, timeout_s: float = QUICK_TIMEOUT_S, env: Mapping[str, str] 
 # --- submitting ---
 
 
-def script(folder: Path, code_dir: Path, site: Site, shape: TaskShape, job_name: str, tasks: int) -> str:
+def script(
+    folder: Path,
+    code_dir: Path,
+    site: Site,
+    shape: TaskShape,
+    job_name: str,
+    tasks: int,
+    *,
+    dependency: str | None = None,
+    parallel: int | None = None,
+) -> str:
     """The sbatch script of an array of `tasks` tasks: what --dry-run prints and submit_array sends.
+
+    dependency: as sbatch takes it, e.g. "afterok:123". parallel: tasks at a time, the smaller of it and the site's own cap counts.
 
     Raises ConfigError for an option that we set ourselves or that would not reach Slurm as it is meant.
     """
@@ -102,6 +107,11 @@ def script(folder: Path, code_dir: Path, site: Site, shape: TaskShape, job_name:
 
     command = f"{_guarded(site.python or shlex.quote(sys.executable))} -u -m submitit.core._submit {shlex.quote(str(folder.absolute()))}"
     parameters = _parameters(code_dir, site, shape, job_name)
+    if dependency:
+        # Else the array of a failed smoke test would wait for ever.
+        parameters["additional_parameters"] |= {"dependency": dependency, "kill-on-invalid-dep": "yes"}
+    if caps := [cap for cap in (parallel, site.array_parallelism) if cap]:
+        parameters["array_parallelism"] = min(caps)
     _check_options(site, parameters, folder)
     text = _make_sbatch_string(command, folder.absolute(), **parameters, map_count=tasks)
     assert isinstance(text, str)
@@ -118,7 +128,7 @@ def _guarded(python: str) -> str:
 
 def _parameters(code_dir: Path, site: Site, shape: TaskShape, job_name: str) -> dict[str, Any]:
     gpu = f"{site.gpu_type}:{shape.gpus}" if site.gpu_type else str(shape.gpus)
-    cpus = site.cpus_per_rank * shape.ranks
+    cpus = site.cpus_per_rank * shape.processes
     more = {name: value for name, value in site.sbatch.items() if value is not False}
     more |= {"requeue": True, "open-mode": "append", "chdir": str(code_dir.absolute())}
     wanted: dict[str, Any] = {
@@ -131,15 +141,14 @@ def _parameters(code_dir: Path, site: Site, shape: TaskShape, job_name: str) -> 
         "exclude": site.exclude,
         "gres": f"gpu:{gpu}" if shape.gpus and site.gpu_request == "gres" else None,
         "gpus_per_node": gpu if shape.gpus and site.gpu_request == "gpus_per_node" else None,
-        "mem": f"{site.mem_gb_per_rank * shape.ranks}G" if site.mem_gb_per_rank else None,
+        "mem": f"{site.mem_gb_per_rank * shape.processes}G" if site.mem_gb_per_rank else None,
         "setup": _before(site),
         # The same end as sbatch/train.sh: a task in a container has no scontrol and cannot requeue itself.
         "teardown": [f"end_task $? {site.signal_delay_s}"],
-        "array_parallelism": site.array_parallelism,
     }
     return {
         **{name: value for name, value in wanted.items() if value is not None},
-        "nodes": 1,
+        "nodes": shape.nodes,
         "ntasks_per_node": 1,
         "cpus_per_task": cpus,
         # Since 22.05 srun does not inherit it from sbatch.
@@ -188,6 +197,8 @@ def submit_array(
     site: Site,
     shape: TaskShape,
     job_name: str,
+    dependency: str | None = None,
+    parallel: int | None = None,
 ) -> str:
     """Submit one array whose task i calls worker(tasks[i]) with code_dir as working directory; returns the array's job id.
 
@@ -198,7 +209,7 @@ def submit_array(
     assert tasks, "an array of no tasks"
     if shutil.which("sbatch") is None:
         raise SubmissionError("sbatch is not on PATH. Launch where it is, or say --local to run on this machine.")
-    text = script(folder, code_dir, site, shape, job_name, len(tasks))
+    text = script(folder, code_dir, site, shape, job_name, len(tasks), dependency=dependency, parallel=parallel)
     folder.mkdir(parents=True, exist_ok=True)
     stamp = secrets.token_hex(6)
     pickles = [folder / f".{stamp}-{index}.pkl" for index in range(len(tasks))]

@@ -15,7 +15,7 @@ from typing import Any
 
 from hpc.paths import WandbSettings
 from hpc.site import seen_from_here
-from hpc.sweep_spec import Arm, SiteRequest, SweepSpec
+from hpc.sweep_spec import Arm, PackRequest, SiteRequest, SweepSpec
 from seresnet.config import KeyClass, KeyRule, RunConfig, slug
 from seresnet.config_file import Setting, build, check, collect, collect_overrides, flatten, parse_override, show_value
 from seresnet.strict_yaml import Bad, Faults, Located, Place, is_file, near_file, nearest, read_yaml
@@ -79,7 +79,7 @@ def read_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepSpec:
         texts=texts,
         overrides=tuple(overrides),
         arms=tuple(arms),
-        runs_per_task=_runs_per_task(sections.get("pack"), faults),
+        pack=_pack(sections.get("pack"), faults),
         site=_site(sections.get("site"), faults),
         wandb=_wandb(sections.get("wandb"), faults),
     )
@@ -339,9 +339,9 @@ def _label(setting: Setting) -> str:
     return "-".join(map(str, value)) if isinstance(value, tuple) else show_value(value)
 
 
-def _runs_per_task(entry: Located | None, faults: Faults) -> int:
+def _pack(entry: Located | None, faults: Faults) -> PackRequest:
     found = _plain_section(entry, "pack", {"runs_per_task": (int, _COUNT)}, faults)
-    return int(found.get("runs_per_task", 1))
+    return PackRequest(**found)
 
 
 def _wandb(entry: Located | None, faults: Faults) -> WandbSettings:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hpc.paths import WandbSettings
 from seresnet.config_file import LoadedConfig
@@ -29,6 +29,17 @@ class SiteRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PackRequest:
+    """How runs are put into tasks. concurrent: per_gpu runs at a time on each GPU of the task (on the CPU: per_gpu at a time)."""
+
+    mode: Literal["sequential", "concurrent"] = "sequential"
+    runs_per_task: int | None = None  # unset = 1, and in concurrent mode as many as run at a time
+    per_gpu: int = 2  # concurrent mode only
+    gpus_per_task: int = 1  # concurrent mode only
+    auto: bool = False  # `pack: auto`: plain packing, and the plan suggests better from what was measured
+
+
+@dataclass(frozen=True, kw_only=True)
 class SweepSpec:
     """A sweep without faults. texts holds every file that was read, the sweep's own first, by its name in messages."""
 
@@ -37,7 +48,7 @@ class SweepSpec:
     texts: Mapping[str, str]
     overrides: tuple[str, ...]
     arms: tuple[Arm, ...]
-    runs_per_task: int
+    pack: PackRequest
     site: SiteRequest
     wandb: WandbSettings
 

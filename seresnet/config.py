@@ -127,6 +127,7 @@ class TrainConfig:
     threads: int = _numeric(1, "CPU threads of each rank", at_least=1)
     eval_batch_size: int = _numeric(500, "samples of one evaluation batch on each rank", at_least=1)
     ranks: int = _operational(1, "processes (GPUs) of this run; must divide the micro-batches of a global batch", at_least=1)
+    nodes: int = _operational(1, "machines that the ranks are spread over, equally many on each", at_least=1)
     checkpoint_every_s: float = _operational(60.0, "seconds between saves", above=0)
 
 

@@ -4,6 +4,7 @@ import random
 
 from hpc.packing import plan
 from hpc.sweep import PlannedRun
+from hpc.sweep_spec import PackRequest
 from seresnet.config import RunConfig, TrainConfig
 
 
@@ -12,7 +13,7 @@ def run(name: str, ranks: int = 1) -> PlannedRun:
 
 
 def ids(runs: list[PlannedRun], finished: set[str], runs_per_task: int) -> list[tuple[str, ...]]:
-    return [pack.run_ids for pack in plan(runs, finished, runs_per_task)]
+    return [pack.run_ids for pack in plan(runs, finished, PackRequest(runs_per_task=runs_per_task))]
 
 
 def test_runs_fill_tasks_in_order() -> None:
@@ -24,13 +25,13 @@ def test_finished_runs_are_in_no_pack() -> None:
 
 
 def test_finished_sweep_plans_nothing() -> None:
-    assert plan([run("a"), run("b")], {"a", "b"}, 3) == ()
+    assert plan([run("a"), run("b")], {"a", "b"}, PackRequest(runs_per_task=3)) == ()
 
 
 def test_runs_with_other_ranks_share_no_pack() -> None:
     runs = [run("a"), run("b", 2), run("c"), run("d", 2), run("e")]
-    packs = plan(runs, set(), 2)
-    assert [(pack.run_ids, pack.ranks) for pack in packs] == [(("a", "c"), 1), (("e",), 1), (("b", "d"), 2)]
+    packs = plan(runs, set(), PackRequest(runs_per_task=2))
+    assert [(pack.run_ids, pack.shape.ranks) for pack in packs] == [(("a", "c"), 1), (("e",), 1), (("b", "d"), 2)]
 
 
 def test_every_unfinished_run_is_in_exactly_one_pack() -> None:
@@ -38,7 +39,7 @@ def test_every_unfinished_run_is_in_exactly_one_pack() -> None:
     for _ in range(50):
         runs = [run(str(index), draw.choice([1, 2, 4])) for index in range(draw.randrange(30))]
         finished, size = {one.run_id for one in runs if draw.random() < 0.3}, draw.randrange(1, 5)
-        packs = plan(runs, finished, size)
+        packs = plan(runs, finished, PackRequest(runs_per_task=size))
         packed = sorted(name for pack in packs for name in pack.run_ids)
         assert packed == sorted(one.run_id for one in runs if one.run_id not in finished)
-        assert all(len(pack.runs) <= size and {one.config.train.ranks for one in pack.runs} == {pack.ranks} for pack in packs)
+        assert all(len(pack.runs) <= size and {one.config.train.ranks for one in pack.runs} == {pack.shape.ranks} for pack in packs)

@@ -156,7 +156,7 @@ def test_site_override_adds_to_a_named_site(read: Read) -> None:
 
 def test_pack_and_wandb_are_read(read: Read) -> None:
     spec = read("base: {}\npack.runs_per_task: 4\nwandb: {mode: offline, project: p}", "wandb.entity=lab")
-    assert spec.runs_per_task == 4
+    assert spec.pack.runs_per_task == 4
     assert spec.wandb == WandbSettings(mode="offline", project="p", entity="lab")
     assert read("base: {}").wandb == WandbSettings()
 
@@ -164,7 +164,7 @@ def test_pack_and_wandb_are_read(read: Read) -> None:
 def test_sections_are_overridden_whole_or_key_by_key(read: Read) -> None:
     spec = read("base: {}\nwandb: {mode: offline, entity: lab}", "wandb={project: p}", "pack={runs_per_task: 2}", "site={account: a}")
     assert spec.wandb == WandbSettings(mode="offline", project="p", entity="lab")
-    assert (spec.runs_per_task, spec.site.asked) == (2, {"account": "a"})
+    assert (spec.pack.runs_per_task, spec.site.asked) == (2, {"account": "a"})
 
 
 @pytest.mark.parametrize(
