@@ -4,18 +4,16 @@ Reading the YAML is sweep_file's job, and which task trains which run is packing
 differ in run id and in slug.
 """
 
-import hashlib
 from dataclasses import dataclass, replace
 
+from hpc.sweep_arms import arm_slug
 from hpc.sweep_file import read_sweep
 from hpc.sweep_spec import Arm, SiteRequest, SweepSpec
-from seresnet.config import RunConfig, identity, iter_keys, run_id, slug
+from seresnet.config import RunConfig, identity, iter_keys, run_id
 from seresnet.config_file import explain, show_value
 from seresnet.errors import ConfigError
 
 __all__ = ["Arm", "PlannedRun", "SiteRequest", "SweepSpec", "expand", "explain_sweep", "read_sweep", "run_slug"]
-
-_SLUG_CHARACTERS = 48  # of an arm: with the seed, a run's folder name stays far below 255
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +44,8 @@ def expand(spec: SweepSpec) -> tuple[PlannedRun, ...]:
 
 
 def run_slug(arm: str, seed: int) -> str:
-    """The readable name of a run, "se-lr-0.05-s0"; a long arm is cut and told apart by four hex digits."""
-    name = slug(arm) if len(arm) <= _SLUG_CHARACTERS else _cut(arm)
-    return f"{name}-s{seed}"
+    """The readable name of a run, "se-lr-0.05-s0"."""
+    return f"{arm_slug(arm)}-s{seed}"
 
 
 def explain_sweep(spec: SweepSpec, dotted: str) -> str:
@@ -65,11 +62,6 @@ def explain_sweep(spec: SweepSpec, dotted: str) -> str:
 
 def _seeds(arm: Arm) -> str:
     return ", ".join(map(str, arm.seeds))
-
-
-def _cut(arm: str) -> str:
-    digest = hashlib.sha256(arm.encode()).hexdigest()[:4]
-    return f"{slug(arm)[: _SLUG_CHARACTERS - 5].rstrip('-.')}-{digest}"
 
 
 def _clash(known: PlannedRun, config: RunConfig, arm: Arm) -> str:

@@ -51,6 +51,7 @@ class SweepSpec:
     pack: PackRequest
     site: SiteRequest
     wandb: WandbSettings
+    mail: str | None = None  # who gets one message when the array ends
 
     def copy_text(self) -> str:
         """The sweep's own text, then overrides and the base file as comments: what runs/SWEEP/sweep.yaml keeps."""

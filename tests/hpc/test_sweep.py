@@ -36,7 +36,7 @@ def slugs(spec: SweepSpec) -> list[str]:
 
 
 def test_golden_cases_are_all_there() -> None:
-    assert len(CASES) >= 15, CASES
+    assert len(CASES) >= 40, CASES
 
 
 @pytest.mark.parametrize("case", CASES)
