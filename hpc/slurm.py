@@ -1,29 +1,49 @@
 """The only place that talks to SLURM: submit an array, read facts, requeue.
 
-submitit makes the sbatch text and the pickles; its signal handling, states and timeouts are not used. Every call has a time limit,
-an exit status that is looked at and stderr that is shown. One invariant: no stop signal that hits this process group reaches a client.
+The sbatch text is hpc.sbatch_script's; submitit makes the pickles; its signal handling, states and timeouts are not used. Every call has
+a time limit, an exit status that is looked at and stderr that is shown. One invariant: no stop signal that hits this process group
+reaches a client.
 """
 
 import os
 import re
 import secrets
-import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hpc.requeue import JobFacts
+from hpc.sbatch_script import check_script, script
 from hpc.shapes import TaskShape
-from hpc.site import Site
-from seresnet.errors import ConfigError, SubmissionError
+from hpc.site_keys import Site
+from seresnet.errors import SubmissionError
 from seresnet.signals import STOP_SIGNALS
+
+__all__ = [
+    "ACTIVE_STATES",
+    "ListedJob",
+    "Reply",
+    "SbatchRefusedError",
+    "TaskShape",
+    "call",
+    "check_script",
+    "is_job_listed",
+    "job_facts",
+    "listed_jobs",
+    "own_job_id",
+    "parse_job",
+    "requeue",
+    "restart_count",
+    "restore_pickles",
+    "script",
+    "stop_signals_blocked",
+    "submit_array",
+]
 
 SUBMIT_TIMEOUT_S = 120.0
 #: Inside a grace of 30 s, end file and requeue have 5 s together, which a busy slurmctld may miss: it is asked TRIES times.
@@ -39,8 +59,6 @@ _NOT_FOR_JOBS = re.compile(
     r"(SLURMD?_(?!CONF$|CLUSTERS$)|SRUN_|SBATCH_|SUBMITIT_|PMIX?_|WANDB_SERVICE)"
     r"|(MASTER_ADDR|MASTER_PORT|RANK|LOCAL_RANK|WORLD_SIZE|LOCAL_WORLD_SIZE|SERESNET_\w+|PYTHONSAFEPATH)$"
 )
-#: Options of sbatch that every script sets, beside those that a site's other keys ask for.
-_OURS = ("array", "output", "error", "chdir", "workdir", "signal", "no-requeue", "ntasks", "wrap", "input")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,15 +84,27 @@ def stop_signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def call(*args: str, timeout_s: float = QUICK_TIMEOUT_S, env: Mapping[str, str] | None = None) -> Reply:
-    """Run one client of Slurm; never raises for what it answers."""
+def call(
+    *args: str,
+    timeout_s: float = QUICK_TIMEOUT_S,
+    env: Mapping[str, str] | None = None,
+    asked: str | None = None,
+    keep_open: Sequence[int] = (),
+) -> Reply:
+    """Run one client of Slurm; never raises for what it answers.
+
+    asked: lines for a client that reads its questions, several in one call. keep_open: files that the client holds open while it runs.
+    """
+    stdin = subprocess.DEVNULL if asked is None else subprocess.PIPE
     try:
         with stop_signals_blocked():
-            process = subprocess.Popen(args, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+            process = subprocess.Popen(
+                args, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace", env=env, pass_fds=keep_open,
+            )  # fmt: skip
     except OSError as error:
         return Reply(returncode=None, stdout="", stderr=str(error))
     try:
-        out, err = process.communicate(timeout=timeout_s)
+        out, err = process.communicate(asked, timeout=timeout_s)
     except subprocess.TimeoutExpired:
         process.kill()
         process.communicate()
@@ -83,109 +113,6 @@ def call(*args: str, timeout_s: float = QUICK_TIMEOUT_S, env: Mapping[str, str] 
 
 
 # --- submitting ---
-
-
-def script(
-    folder: Path,
-    code_dir: Path,
-    site: Site,
-    shape: TaskShape,
-    job_name: str,
-    tasks: int,
-    *,
-    dependency: str | None = None,
-    parallel: int | None = None,
-) -> str:
-    """The sbatch script of an array of `tasks` tasks: what --dry-run prints and submit_array sends.
-
-    dependency: as sbatch takes it, e.g. "afterok:123". parallel: tasks at a time, the smaller of it and the site's own cap counts.
-
-    Raises ConfigError for an option that we set ourselves or that would not reach Slurm as it is meant.
-    """
-    # Here and not above: importing submitit takes longer than `launch --help` may.
-    from submitit.slurm.slurm import _make_sbatch_string
-
-    command = f"{_guarded(site.python or shlex.quote(sys.executable))} -u -m submitit.core._submit {shlex.quote(str(folder.absolute()))}"
-    parameters = _parameters(code_dir, site, shape, job_name)
-    if dependency:
-        # Else the array of a failed smoke test would wait for ever.
-        parameters["additional_parameters"] |= {"dependency": dependency, "kill-on-invalid-dep": "yes"}
-    if caps := [cap for cap in (parallel, site.array_parallelism) if cap]:
-        parameters["array_parallelism"] = min(caps)
-    _check_options(site, parameters, folder)
-    text = _make_sbatch_string(command, folder.absolute(), **parameters, map_count=tasks)
-    assert isinstance(text, str)
-    return text
-
-
-def _guarded(python: str) -> str:
-    """A command that starts python with the stop signals ignored until the worker's handlers are in.
-
-    By default they kill, and submitit's start takes a second. What was missed meanwhile the supervisor sees when it looks at its job.
-    """
-    return f"""bash -c 'trap "" TERM USR1 USR2; exec "$@"' task {python}"""
-
-
-def _parameters(code_dir: Path, site: Site, shape: TaskShape, job_name: str) -> dict[str, Any]:
-    gpu = f"{site.gpu_type}:{shape.gpus}" if site.gpu_type else str(shape.gpus)
-    cpus = site.cpus_per_rank * shape.processes
-    more = {name: value for name, value in site.sbatch.items() if value is not False}
-    more |= {"requeue": True, "open-mode": "append", "chdir": str(code_dir.absolute())}
-    wanted: dict[str, Any] = {
-        "job_name": job_name,
-        "account": site.account,
-        "partition": site.partition,
-        "qos": site.qos,
-        "constraint": site.constraint,
-        "comment": site.comment,
-        "exclude": site.exclude,
-        "gres": f"gpu:{gpu}" if shape.gpus and site.gpu_request == "gres" else None,
-        "gpus_per_node": gpu if shape.gpus and site.gpu_request == "gpus_per_node" else None,
-        "mem": f"{site.mem_gb_per_rank * shape.processes}G" if site.mem_gb_per_rank else None,
-        "setup": _before(site),
-        # The same end as sbatch/train.sh: a task in a container has no scontrol and cannot requeue itself.
-        "teardown": [f"end_task $? {site.signal_delay_s}"],
-    }
-    return {
-        **{name: value for name, value in wanted.items() if value is not None},
-        "nodes": shape.nodes,
-        "ntasks_per_node": 1,
-        "cpus_per_task": cpus,
-        # Since 22.05 srun does not inherit it from sbatch.
-        "srun_args": [f"--cpus-per-task={cpus}"],
-        "time": site.walltime_min,
-        "signal_delay_s": site.signal_delay_s,
-        "stderr_to_stdout": True,
-        "wckey": None,
-        "additional_parameters": more,
-    }
-
-
-def _before(site: Site) -> list[str]:
-    """Shell lines before srun, in the code snapshot. The batch shell outlives the stop signals, or nobody could look afterwards."""
-    rule = "source hpc/requeue.sh || { echo 'no code snapshot in '\"$PWD\" >&2; exit 78; }"
-    setup = ["set -e", *site.setup, "set +e"] if site.setup else []
-    # `python -m` must find the snapshot, which is our working directory.
-    return ["trap : TERM USR1 USR2", rule, *setup, "unset PYTHONSAFEPATH"]
-
-
-def _check_options(site: Site, parameters: Mapping[str, Any], folder: Path) -> None:
-    faults = []
-    ours = {name.replace("_", "-") for name in parameters if name not in ("setup", "teardown")} | {"requeue", "open-mode"} | {*_OURS}
-    for name in site.sbatch:
-        if not re.fullmatch(r"[a-z][a-z0-9_-]*", name):
-            faults.append(f"site.sbatch: {name!r} is not a long option of sbatch. Write it as `mail-type: END`.")
-        # sbatch takes any unambiguous beginning of an option for the option.
-        elif taken := next((known for known in sorted(ours) if known.startswith(name.replace("_", "-"))), None):
-            faults.append(f"site.sbatch.{name}: --{taken} is set by the toolkit. Remove it, or use the site's own key for it.")
-    if "%" in str(folder.absolute()):
-        faults.append(f"{folder.absolute()}: Slurm would expand the % in the names of its logs. Use a runs folder without one.")
-    texts = {**parameters, **site.sbatch, "python": site.python, "chdir": parameters["additional_parameters"]["chdir"], "folder": folder}
-    for name, value in texts.items():
-        if isinstance(value, str | Path) and not str(value).isprintable():
-            faults.append(f"site {site.name}: {name}: {str(value)!r} has a line break or a control character. Remove it.")
-    if faults:
-        raise ConfigError("\n".join(faults))
 
 
 def submit_array(
@@ -199,17 +126,19 @@ def submit_array(
     job_name: str,
     dependency: str | None = None,
     parallel: int | None = None,
+    visible: Sequence[Path] = (),
+    keep_open: Sequence[int] = (),
 ) -> str:
     """Submit one array whose task i calls worker(tasks[i]) with code_dir as working directory; returns the array's job id.
 
     Also a single task is an array, so that every task is known as JOB_INDEX. Pickles and logs go into folder, which compute nodes must
-    see. Raises ConfigError (see script), and SubmissionError with Slurm's own words; nothing is queued then, unless the text says that
-    sbatch did not answer.
+    see. keep_open: locks that outlive a launcher that is killed while sbatch runs. Raises ConfigError (see script), and SubmissionError
+    with Slurm's own words; nothing is queued then, unless the text says that sbatch did not answer.
     """
     assert tasks, "an array of no tasks"
     if shutil.which("sbatch") is None:
         raise SubmissionError("sbatch is not on PATH. Launch where it is, or say --local to run on this machine.")
-    text = script(folder, code_dir, site, shape, job_name, len(tasks), dependency=dependency, parallel=parallel)
+    text = script(folder, code_dir, site, shape, job_name, len(tasks), dependency=dependency, parallel=parallel, visible=visible)
     folder.mkdir(parents=True, exist_ok=True)
     stamp = secrets.token_hex(6)
     pickles = [folder / f".{stamp}-{index}.pkl" for index in range(len(tasks))]
@@ -218,7 +147,7 @@ def submit_array(
     try:
         for path, task in zip(pickles, tasks, strict=True):
             _dump(path, worker, task, site.walltime_min)
-        job_id = _sbatch(script_path)
+        job_id = _sbatch(script_path, keep_open)
         for index, path in enumerate(pickles):
             # Where submitit's start waits for it, up to 60 s: only now is the name known.
             path.rename(folder / f"{job_id}_{index}_submitted.pkl")
@@ -227,6 +156,17 @@ def submit_array(
         for path in (*pickles, script_path):
             path.unlink(missing_ok=True)
     return job_id
+
+
+def restore_pickles(worker: Callable[[str], object], tasks: Sequence[str], job_id: str, *, folder: Path, walltime_min: int) -> None:
+    """Give an array's tasks the pickles that its launcher died before naming: what has not started yet then starts as it should."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, task in enumerate(tasks):
+        path = folder / f"{job_id}_{index}_submitted.pkl"
+        if not path.exists():
+            temp = folder / f".{secrets.token_hex(6)}-{index}.pkl"
+            _dump(temp, worker, task, walltime_min)
+            temp.rename(path)
 
 
 class SbatchRefusedError(SubmissionError):
@@ -241,9 +181,9 @@ def _dump(path: Path, worker: Callable[[str], object], task: str, walltime_min: 
     delayed.dump(path)
 
 
-def _sbatch(script_path: Path) -> str:
+def _sbatch(script_path: Path, keep_open: Sequence[int] = ()) -> str:
     environ = {name: value for name, value in os.environ.items() if not _NOT_FOR_JOBS.match(name) and name != "SLURM_JWT"}
-    reply = call("sbatch", "--parsable", str(script_path), timeout_s=SUBMIT_TIMEOUT_S, env=environ)
+    reply = call("sbatch", "--parsable", str(script_path), timeout_s=SUBMIT_TIMEOUT_S, env=environ, keep_open=keep_open)
     if reply.returncode is None:
         raise SubmissionError(f"sbatch: {reply.stderr}. Look with `squeue --me` before launching again: it may have been accepted.")
     if not reply.succeeded:
@@ -336,15 +276,17 @@ class ListedJob:
     name: str
     state: str
     reason: str
+    start: float | None = None  # unix time: when it started, or while it is pending what Slurm expects
 
 
 def listed_jobs() -> dict[str, ListedJob] | None:
     """Every queued or running job of this user, arrays taken apart, by job id; None if Slurm does not answer."""
-    reply = call("squeue", "--me", "--noheader", "--array", "--format=%i|%T|%r|%j", timeout_s=30)
+    environ = {**os.environ, "SLURM_TIME_FORMAT": "standard"}
+    reply = call("squeue", "--me", "--noheader", "--array", "--format=%i|%T|%r|%S|%j", timeout_s=30, env=environ)
     if not reply.succeeded:
         return None
-    rows = [line.split("|", 3) for line in reply.stdout.splitlines() if line.count("|") >= 3]
-    return {row[0]: ListedJob(job_id=row[0], state=row[1], reason=row[2], name=row[3]) for row in rows}
+    rows = [line.split("|", 4) for line in reply.stdout.splitlines() if line.count("|") >= 4]
+    return {row[0]: ListedJob(job_id=row[0], state=row[1], reason=row[2], start=_unix_time(row[3]), name=row[4]) for row in rows}
 
 
 def requeue(job_id: str) -> str | None:

@@ -31,7 +31,7 @@ TORCH_FREE = (
 )
 HEAVY = ("torch", "torchvision", "wandb")
 #: Who may import a package that others must not.
-ALONE = {"wandb": {"hpc/mirror.py"}, "submitit": {"hpc/slurm.py"}}
+ALONE = {"wandb": {"hpc/mirror.py"}, "submitit": {"hpc/slurm.py", "hpc/sbatch_script.py"}}
 
 
 @pytest.mark.parametrize("module", TORCH_FREE)

@@ -1,12 +1,16 @@
 """Sites: layers, automatic choice, strictness. Each test has its own HOME and its own PATH."""
 
 import os
+import re
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from hpc.shapes import TaskShape
 from hpc.site import SHIPPED, Site, read_site, require_account, require_sbatch
+from hpc.slurm import script
 from hpc.sweep import read_sweep
 from seresnet.errors import ConfigError
 
@@ -91,7 +95,7 @@ def test_single_keys_are_blamed_on_their_own_lines(machine: Machine) -> None:
 
 
 def test_an_unknown_site_is_answered_with_the_nearest_and_the_list(machine: Machine) -> None:
-    assert "s.yaml:3: site 'slrm' is not known. Did you mean slurm? Sites: local, nyu-torch, slurm" in faults(machine, "slrm")
+    assert "s.yaml:3: site 'slrm' is not known. Did you mean slurm? Sites: local, nyu-greene, nyu-torch, slurm" in faults(machine, "slrm")
 
 
 def test_a_loop_of_extends_is_named(machine: Machine, tmp_path: Path) -> None:
@@ -102,8 +106,24 @@ def test_a_loop_of_extends_is_named(machine: Machine, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_shipped_site_can_be_read(machine: Machine, path: Path) -> None:
-    assert machine.read(path.stem).name == path.stem
+def test_every_shipped_site_can_be_read_and_scripted(machine: Machine, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCRATCH", "/scratch/me")
+    site = machine.read(path.stem)
+    assert site.name == path.stem
+    text = script(Path("logs"), Path("code"), site, TaskShape(ranks=2, gpus=2), "demo", 3)
+    assert subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True).stderr == ""
+
+
+def test_the_shipped_sites_are_the_four_that_are_promised() -> None:
+    assert [path.stem for path in sorted(SHIPPED.glob("*.yaml"))] == ["local", "nyu-greene", "nyu-torch", "slurm"]
+
+
+def test_what_is_commented_out_in_a_shipped_site_can_be_used_as_it_stands(machine: Machine, tmp_path: Path) -> None:
+    # A key in a comment that does not exist any more would send its reader the wrong way.
+    for path in SHIPPED.glob("*.yaml"):
+        text = re.sub(r"^# (?=(\w+): *\S)(?!extends|account: YOUR)", "", path.read_text(), flags=re.MULTILINE)
+        (tmp_path / path.name).write_text(text)
+        assert machine.read(str(tmp_path / path.name)).name == path.stem
 
 
 def test_a_missing_account_is_refused_naming_the_command_that_lists_them(machine: Machine) -> None:
@@ -220,3 +240,39 @@ def test_a_walltime_that_leaves_no_time_to_train_is_refused() -> None:
         read_site({"extends": "slurm", "walltime_min": 1}, where="a.yaml:3")
     assert read_site({"extends": "slurm", "walltime_min": 4}).walltime_min == 4
     assert read_site({"extends": "local", "walltime_min": 1}).scheduler == "local"
+
+
+def test_nyu_torch_asks_for_preemptible_gpus_in_the_sites_own_words(machine: Machine) -> None:
+    site = machine.read({"extends": "nyu-torch", "account": "mine"})
+    assert site.comment == {"preemption": "yes", "requeue": True} and site.preemption == "requeue"
+    assert site.low_use_pct == {"h100": 60, "h200": 60, "a100": 50, "l40s": 50} and site.low_use_window_min == 120
+    assert (site.partition, site.gpu_request, site.preemptible_after_min) == (None, "gres", 30)
+
+
+def test_a_partition_chooses_the_account_that_is_charged(machine: Machine) -> None:
+    base = {"extends": "slurm", "account": "lab", "partition_accounts": {"h200": "lab_h200"}}
+    assert machine.read({**base, "partition": "h200"}).charged_account == "lab_h200"
+    assert machine.read({**base, "partition": ["a100", "cpu"]}).charged_account == "lab"
+    assert machine.read(base).charged_account == "lab" and machine.read(base).partitions == ()
+    assert machine.read({**base, "partition": "a100,cpu"}).partitions == ("a100", "cpu")
+
+
+def test_entries_of_mappings_are_joined_over_layers_and_a_comment_is_replaced(machine: Machine) -> None:
+    machine.personal.write_text("low_use_pct: {h100: 70}\npartition_accounts: {a: x}\ncomment: {a: 1}\n")
+    asked = {"extends": "nyu-torch", "low_use_pct.b200": 40, "partition_accounts": {"b": "y"}, "comment": {"c": False}}
+    machine.personal.write_text("extends: nyu-torch\n" + machine.personal.read_text())
+    site = machine.read(asked)
+    assert site.low_use_pct == {"h100": 70, "h200": 60, "a100": 50, "l40s": 50, "b200": 40}
+    assert site.partition_accounts == {"a": "x", "b": "y"} and site.comment == {"c": False}
+
+
+def test_a_site_knows_who_wrote_each_key_and_keeps_it_out_of_the_record(machine: Machine) -> None:
+    machine.personal.write_text("\n\nqos: gpu48\nsbatch: {nice: 3}\n")
+    site = machine.read({"extends": "slurm", "walltime_min": 7})
+    assert site.place("walltime_min") == "s.yaml:3" and site.place("qos") == f"{machine.personal}:3"
+    assert site.place("account") == "site slurm" and site.place("sbatch.nice") == f"{machine.personal}:4"
+    assert "places" not in site.to_dict() and site == Site(**{**site.to_dict(), "places": {}, **_tuples(site)})
+
+
+def _tuples(site: Site) -> dict[str, tuple[str, ...]]:
+    return {key: tuple(value) for key, value in site.to_dict().items() if isinstance(value, list)}

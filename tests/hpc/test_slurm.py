@@ -1,13 +1,17 @@
 """What is parsed, built and refused without a Slurm; what Slurm really does is in tests/slurm."""
 
 import os
+import re
+import shutil
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hpc import slurm
+from hpc.sbatch_script import comment_of
 from hpc.site import Site
 from hpc.slurm import TaskShape
 from hpc.worker import Worker
@@ -127,6 +131,146 @@ def test_a_folder_that_slurm_would_rename_is_refused_before_anything_is_written(
 def test_an_option_that_is_off_is_left_out(tmp_path: Path) -> None:
     lines = _script(tmp_path, Site(name="s", sbatch={"exclusive": False, "spread-job": True}))
     assert "#SBATCH --spread-job" in lines and not any("exclusive" in line for line in lines)
+
+
+# --- what a site's keys become ---
+
+
+def test_a_list_of_partitions_is_one_option_and_its_account_is_charged(tmp_path: Path) -> None:
+    site = Site(name="s", account="lab", partition=("h200", "h100"), partition_accounts={"h200": "big", "h100": "big"})
+    lines = _script(tmp_path, site)
+    assert "#SBATCH --partition=h200,h100" in lines and "#SBATCH --account=big" in lines
+
+
+@pytest.mark.parametrize(
+    ("comment", "at_a_time", "expected"),
+    [
+        ({"preemption": "yes", "requeue": True}, 1, "preemption=yes;requeue=true"),
+        ({"preemption": "yes", "requeue": True}, 2, "preemption=yes;requeue=true;gpu_mps=yes"),
+        ("a=b", 2, "a=b;gpu_mps=yes"),
+        (None, 2, "gpu_mps=yes"),
+        (None, 1, None),
+    ],
+)
+def test_the_comment_has_the_grammar_of_the_site(comment: object, at_a_time: int, expected: str | None) -> None:
+    site = Site(name="s", comment=comment, mps_comment="gpu_mps=yes")  # type: ignore[arg-type]
+    assert comment_of(site, TaskShape(gpus=1, at_a_time=at_a_time)) == expected
+
+
+def test_runs_that_share_no_gpu_do_not_ask_for_mps() -> None:
+    site = Site(name="s", mps_comment="gpu_mps=yes")
+    assert comment_of(site, TaskShape(gpus=0, at_a_time=4)) is None and comment_of(site, TaskShape(gpus=2, at_a_time=2)) is None
+
+
+def test_mail_is_sent_when_the_array_ends(tmp_path: Path) -> None:
+    lines = _script(tmp_path, Site(name="s", mail="me@example.org"))
+    assert "#SBATCH --mail-type=END,FAIL" in lines and "#SBATCH --mail-user=me@example.org" in lines
+    assert not any("--mail" in line for line in _script(tmp_path, Site(name="s")))
+
+
+def test_nodes_of_a_task_get_one_supervisor_each_and_none_takes_the_others_down(tmp_path: Path) -> None:
+    shape = TaskShape(ranks=8, gpus=2, nodes=4)
+    lines = slurm.script(tmp_path / "logs", tmp_path / "code", Site(name="s", cpus_per_rank=3), shape, "j", 1).splitlines()
+    for option in ("nodes=4", "ntasks-per-node=1", "gres=gpu:2", "cpus-per-task=6"):
+        assert f"#SBATCH --{option}" in lines, (option, lines)
+    (srun,) = (line for line in lines if line.startswith("srun "))
+    assert "--kill-on-bad-exit=0 --wait=0" in srun
+    assert not any("kill-on-bad-exit" in line for line in _script(tmp_path, Site(name="s")))
+
+
+@pytest.mark.parametrize(("bad", "code"), [("cuda", 3), ("gcc", 3)])
+def test_a_module_that_cannot_be_loaded_stops_the_task_before_srun(tmp_path: Path, bad: str, code: int) -> None:
+    done = _run(tmp_path, Site(name="s", modules=("gcc", "cuda")), f'module() {{ echo "module $*"; [ "$2" != {bad} ] || return {code}; }}')
+    assert done.returncode == code and "SRUN" not in done.stdout and f"module load {bad}" in done.stdout.splitlines()
+
+
+def test_modules_are_loaded_in_order_before_setup(tmp_path: Path) -> None:
+    done = _run(tmp_path, Site(name="s", modules=("gcc", "cuda"), setup=("echo setup",)), 'module() { echo "module $*"; }')
+    assert done.stdout.splitlines()[:3] == ["module load gcc", "module load cuda", "setup"] and "SRUN" in done.stdout
+
+
+def _run(
+    tmp_path: Path, site: Site, before: str = "", environ: dict[str, str] | None = None, **more: Any
+) -> "subprocess.CompletedProcess[str]":
+    """Run the script of one task in bash, with an srun that says what it was given."""
+    code = tmp_path / "sweep" / "code" / "0001"
+    (code / "hpc").mkdir(parents=True, exist_ok=True)
+    shutil.copy(Path(slurm.__file__).parent / "requeue.sh", code / "hpc")
+    (tmp_path / "bin").mkdir(exist_ok=True)
+    (tmp_path / "bin" / "srun").write_text("#!/bin/bash\necho SRUN\nprintf '<%s>\\n' \"$@\"\n")
+    (tmp_path / "bin" / "srun").chmod(0o755)
+    shape = more.pop("shape", TaskShape(ranks=1, gpus=1))
+    text = before + "\n" + slurm.script(tmp_path / "sweep" / "logs", code, site, shape, "j", 1, **more)
+    environ = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "HOME": "/home/me", **(environ or {})}
+    return subprocess.run(["bash", "-c", text], cwd=code, env=environ, capture_output=True, text=True, timeout=30)
+
+
+# --- containers ---
+
+
+def _container(tmp_path: Path, site: Site, environ: dict[str, str] | None = None, **more: Any) -> list[str]:
+    """The words of the command that srun would start, from the container's name on."""
+    done = _run(tmp_path, site, environ=environ, **more)
+    assert done.returncode == 0, done.stderr
+    words = re.findall(r"<(.*)>", done.stdout)
+    assert words[words.index("-c") : words.index("task") + 1] == ["-c", 'trap "" TERM USR1 USR2; exec "$@"', "task"]
+    return words[words.index("task") + 1 :]
+
+
+def test_a_task_in_a_container_is_one_chain_of_exec(tmp_path: Path) -> None:
+    site = Site(name="s", container="singularity", image="/i/x.sif", overlay="/o/env.ext3", python="/ext3/bin/python")
+    sweep = tmp_path / "sweep"
+    assert _container(tmp_path, site) == [
+        "singularity", "exec", "--nv", "--overlay", "/o/env.ext3:ro", "--bind", str(sweep), "--pwd", f"{sweep}/code/0001", "/i/x.sif",
+        "/ext3/bin/python", "-u", "-m", "submitit.core._submit", f"{sweep}/logs",
+    ]  # fmt: skip
+
+
+def test_a_container_without_gpus_wants_none_and_brings_its_own_python(tmp_path: Path) -> None:
+    words = _container(tmp_path, Site(name="s", container="apptainer", image="x.sif", overlay="a:ro"), shape=TaskShape())
+    assert "--nv" not in words and words[words.index("x.sif") + 1] == "python" and words[words.index("--overlay") + 1] == "a:ro"
+
+
+def test_variables_of_a_container_are_those_of_the_node(tmp_path: Path) -> None:
+    site = Site(name="s", container="apptainer", image="$S/a b'c.sif", overlay="~/o", binds=("${S}/d:/d", "`x`:/y"))
+    words = _container(tmp_path, site, {"S": "/scr atch"})
+    assert words[-6] == "/scr atch/a b'c.sif" and "/home/me/o:ro" in words and "/scr atch/d:/d" in words and "`x`:/y" in words
+    done = _run(tmp_path, site)
+    assert done.returncode and "S: is not set on this node" in done.stderr and "SRUN" not in done.stdout
+
+
+def test_a_container_sees_sweep_data_cache_and_what_the_launcher_names_once_each(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    site = Site(name="s", container="apptainer", image="x", data_dir=f"{tmp_path}/data", cache_dir=f"{tmp_path}/sweep/cache")
+    words = _container(tmp_path, site, visible=[tmp_path / "elsewhere", tmp_path / "data" / "digits"])
+    binds = [words[index + 1] for index, word in enumerate(words) if word == "--bind"]
+    assert binds == [f"{tmp_path}/{name}" for name in ("sweep", "data", "elsewhere")]
+    # A source that is missing would stop the container.
+    assert (tmp_path / "data").is_dir() and (tmp_path / "sweep" / "cache").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("bind", "is_shown"),
+    [("{0}", True), ("{0}:{0}", True), ("{0}:{0}:rw", True), ("{0}:/elsewhere", False), ("{0}:{0}:ro", False), ("{0}/data", False)],
+)
+def test_a_folder_is_bound_unless_a_bind_shows_it_in_its_place(tmp_path: Path, bind: str, is_shown: bool) -> None:
+    words = _container(tmp_path, Site(name="s", container="apptainer", image="x", binds=(bind.format(tmp_path),)))
+    assert (words.count("--bind") == 1) == is_shown, words
+
+
+def test_a_sweep_behind_a_link_is_seen_under_both_of_its_names(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "sweep").symlink_to(tmp_path / "real")
+    words = _container(tmp_path, Site(name="s", container="apptainer", image="x"))
+    assert [words[index + 1] for index, word in enumerate(words) if word == "--bind"] == [f"{tmp_path}/sweep", f"{tmp_path}/real"]
+
+
+def test_a_folder_that_a_container_cannot_be_shown_is_refused(tmp_path: Path) -> None:
+    folder, site = tmp_path / "a,b" / "logs", Site(name="s", container="apptainer", image="x")
+    with pytest.raises(ConfigError, match=r"a,b: a container cannot be shown a folder with"):
+        slurm.check_script(folder, tmp_path / "a,b" / "code", site, TaskShape())
+    slurm.check_script(folder, tmp_path, Site(name="s"), TaskShape())
+    assert not (tmp_path / "a,b").exists()
 
 
 def _fake_sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:

@@ -286,8 +286,11 @@ def ensure_user() -> None:
         subprocess.run(program, check=True, capture_output=True)
 
 
-def up(folder: Path, max_array_size: int = 1001) -> Cluster:
-    """Write the configuration into folder (made if missing) and start the cluster. Folder names over 80 characters break sockets."""
+def up(folder: Path, max_array_size: int = 1001, extra: str = "") -> Cluster:
+    """Write the configuration into folder (made if missing) and start the cluster. Folder names over 80 characters break sockets.
+
+    extra: further lines of slurm.conf, such as `RequeueExit=75`; with them accounting limits and other rules of a site are tried out.
+    """
     reason = why_not()
     if reason:
         raise ClusterError(reason)
@@ -297,12 +300,12 @@ def up(folder: Path, max_array_size: int = 1001) -> Cluster:
         folder=str(folder.resolve()), name=f"t{secrets.token_hex(3)}", ctld_port=ctld, dbd_port=dbd, sql_port=sql, node_ports=nodes,
         sql_password=secrets.token_hex(8), max_array_size=max_array_size,
     )  # fmt: skip
-    _write_configuration(cluster)
+    _write_configuration(cluster, extra)
     cluster.start()
     return cluster
 
 
-def _write_configuration(cluster: Cluster) -> None:
+def _write_configuration(cluster: Cluster, extra: str) -> None:
     folder, host = cluster.path, socket.gethostname().split(".")[0]
     for each in (folder, folder / "state", cluster.work, folder / "home"):
         each.mkdir(parents=True, exist_ok=True)
@@ -318,7 +321,10 @@ def _write_configuration(cluster: Cluster) -> None:
         for node, port in zip(NODES, cluster.node_ports, strict=True)
     ]
     facts = {**asdict(cluster), "dir": folder, "host": host, "nodes": "\n".join(lines)}
-    (folder / "slurm.conf").write_text(SLURM_CONF.format(**facts))
+    (folder / "slurm.conf").write_text(SLURM_CONF.format(**facts) + extra)
+    # In place of a mail program: a line a message.
+    (folder / "mail.sh").write_text(f'#!/bin/sh\necho "$*" >> {folder}/mail.txt\n')
+    (folder / "mail.sh").chmod(0o755)
     (folder / "gres.conf").write_text(f"NodeName=n[1-{len(NODES)}] Name=gpu File={folder}/gpu[0-{GPUS_PER_NODE - 1}]\n")
     grant = "GRANT ALL ON slurm_acct.* TO 'slurm'@'127.0.0.1';\n"
     user = f"CREATE USER IF NOT EXISTS 'slurm'@'127.0.0.1' IDENTIFIED BY '{cluster.sql_password}';\n"

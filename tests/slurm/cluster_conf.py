@@ -35,7 +35,7 @@ KillWait=5
 MinJobAge=300
 SchedulerParameters=sched_interval=1,bf_interval=1,sched_min_interval=0
 MaxArraySize={max_array_size}
-MailProg=/bin/true
+MailProg={dir}/mail.sh
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
 AccountingStoragePort={dbd_port}
