@@ -1,4 +1,5 @@
-"""The processes of one run on this node: started, watched, stopped. What their ending means to the task is supervisor's business.
+"""The processes of one run on this node: started, watched, stopped. What their ending means to the task is supervisor's business,
+and a run on several nodes is put together by hpc.nodes.
 
 Every run is a process group of its own, so that nothing one run does reaches another. One invariant: when a RankGroup is closed,
 no process of its group is left.
@@ -15,13 +16,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+from hpc.progress_watch import ProgressWatch
 from hpc.slurm import stop_signals_blocked
 from seresnet import attempts
 from seresnet.errors import ConfigError
 from seresnet.exits import ENDING_OF_EXIT, Exit, ending_of_status
 from seresnet.run_folder import RunFolder, is_finished
-from seresnet.signals import die_with_parent
+from seresnet.signals import die_with_parent, prctl
 
 #: From a stop request to SIGKILL: of 30 s of grace, ranks have 12 (design.md, "Stopping").
 STOP_LIMIT_S = 12.0
@@ -30,22 +33,48 @@ BEREAVED_LIMIT_S = 3.0
 #: After one rank left in peace: rank 0 may still write the result.
 PARTING_LIMIT_S = 60.0
 POLL_S = 0.1
+#: A process that SIGKILL does not end is stuck in the kernel, mostly in a dead file system: its run has ended all the same.
+UNKILLABLE_S = 3.0
+
+#: What has become of the run's ranks on other nodes: one left in peace, one failed, or all must be killed at once.
+Elsewhere = Literal["left", "failed", "lost"]
 
 
-def start_process(command: Sequence[str], *, env: Mapping[str, str], cwd: Path, log: Path, group: int = 0) -> "subprocess.Popen[bytes]":
+def start_process(
+    command: Sequence[str],
+    *,
+    env: Mapping[str, str],
+    cwd: Path,
+    log: Path,
+    group: int = 0,
+    cpus: Sequence[int] | None = None,
+    pass_fds: Sequence[int] = (),
+) -> "subprocess.Popen[bytes]":
     """Start a child that appends to log, in process group `group` (0 = its own), and dies with this process on Linux.
 
-    The stop signals are blocked in it until it unblocks them: importing torch takes seconds in which they would kill.
-    Call from a thread that lives as long as the child may: the kernel watches the thread, not the process.
+    cpus: the only ones that it may use, where the system can say so. The stop signals are blocked in it until it unblocks them:
+    importing torch takes seconds in which they would kill. Call from a thread that lives as long as the child may: the kernel watches
+    the thread, not the process.
     """
-    parent = os.getpid()
-    # A module-level import of ctypes has happened by now; with one thread, as here, code between fork and exec is safe.
-    before_exec = (lambda: die_with_parent(parent)) if sys.platform.startswith("linux") else None
+    before_exec = _before_exec(os.getpid(), cpus) if sys.platform.startswith("linux") else None
     with open(log, "ab") as output, stop_signals_blocked():
         return subprocess.Popen(
             list(command), env=dict(env), cwd=cwd, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-            process_group=group, preexec_fn=before_exec,
+            process_group=group, preexec_fn=before_exec, pass_fds=pass_fds,
         )  # fmt: skip
+
+
+def _before_exec(parent: int, cpus: Sequence[int] | None) -> Callable[[], None]:
+    """What the child does between fork and exec: system calls only, because siblings' hearts are threads of the parent by then."""
+    prctl()  # loads the library here: in the child the loader's lock may be held by a thread that it does not have
+
+    def before_exec() -> None:
+        die_with_parent(parent)
+        if cpus:
+            with contextlib.suppress(OSError):  # a cpuset that has changed since: then it shares what there is
+                os.sched_setaffinity(0, cpus)
+
+    return before_exec
 
 
 def kill_group(leader: "subprocess.Popen[bytes]") -> None:
@@ -55,50 +84,94 @@ def kill_group(leader: "subprocess.Popen[bytes]") -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Share:
+    """Which of a run's ranks are this node's, and how they meet the others."""
+
+    first_rank: int
+    world_size: int
+    meeting: Mapping[str, str]  # environment of every rank
+    listen_fd: int | None = None  # rank 0 serves the meeting on this socket
+
+
+@dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How the ranks of one attempt ended. statuses as subprocess gives them, by rank."""
+    """How the ranks of one attempt ended. statuses as subprocess gives them, from first_rank on."""
 
     statuses: tuple[int, ...]
     culprit: int | None  # the rank whose failure explains the others'; None if none failed of itself
     stop_reason: str | None  # why we asked them to stop, if we did
     was_killed_by_us: bool  # some did not leave in time
+    hung: str | None = None  # why we took it for hung
+    first_rank: int = 0
+    description: "Description | None" = None  # where several nodes' supervisors have judged already
 
 
 class RankGroup:
-    """The ranks of one attempt."""
+    """The ranks of one attempt on this node."""
 
-    def __init__(self, command: Sequence[str], size: int, *, env: Mapping[str, str], cwd: Path, log: Path) -> None:
-        """Start `size` processes of command. env gets RANK and its companions; ranks meet through a fresh node-local file."""
+    def __init__(
+        self,
+        command: Sequence[str],
+        size: int,
+        *,
+        env: Mapping[str, str],
+        cwd: Path,
+        log: Path,
+        cpus: Sequence[int] | None = None,
+        share: Share | None = None,
+    ) -> None:
+        """Start `size` processes of command. env gets RANK and its companions; ranks meet through a fresh node-local file.
+
+        share: they are only some ranks of their run, and meet as it says. Call it from the main thread, see start_process.
+        """
         self._temp = Path(tempfile.mkdtemp(prefix="ranks-"))
-        meeting = {"SERESNET_INIT_METHOD": f"file://{self._temp}/meeting"} if size > 1 else {}
+        alone = {"SERESNET_INIT_METHOD": f"file://{self._temp}/meeting"} if size > 1 else {}
+        share = share or Share(first_rank=0, world_size=size, meeting=alone)
+        self._first_rank = share.first_rank
+        meeting = {**share.meeting, "SERESNET_PROGRESS": str(self._temp)}
+        self._progress = ProgressWatch(self._temp)
         self._processes: list[subprocess.Popen[bytes]] = []
         self._died: list[int] = []  # ranks in the order of their ends
-        for rank in range(size):
-            own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+        self._stop_reason: str | None = None
+        self._hung: str | None = None
+        self._kill_at = float("inf")
+        self._killed_at: float | None = None
+        self._failed_before_kill: list[int] = []  # who fails after it was killed
+        for local_rank in range(size):
+            rank = share.first_rank + local_rank
+            own = {"RANK": rank, "LOCAL_RANK": local_rank, "WORLD_SIZE": share.world_size, "LOCAL_WORLD_SIZE": size}
+            fds = [share.listen_fd] if share.listen_fd is not None and rank == 0 else []
+            if fds:
+                own["SERESNET_STORE_FD"] = fds[0]
             whole = {**env, **meeting, **{name: str(value) for name, value in own.items()}}
             group = self._processes[0].pid if self._processes else 0
-            self._processes.append(start_process(command, env=whole, cwd=cwd, log=log, group=group))
+            self._processes.append(start_process(command, env=whole, cwd=cwd, log=log, group=group, cpus=cpus, pass_fds=fds))
 
     def watch(self, should_stop: Callable[[], str | None]) -> Outcome:
-        """Wait until every rank has ended, and see to it that they do: after a stop request, and after the death of one of them.
-
-        should_stop is asked ten times a second; it returns a reason, or None.
-        """
-        stop_reason, kill_at, killed = None, float("inf"), False
-        failed: list[int] = []
-        while not self._all_ended():
-            if stop_reason is None and (stop_reason := should_stop()):
-                self._send(signal.SIGTERM)
-                kill_at = min(kill_at, time.monotonic() + STOP_LIMIT_S)
-            if self._died:
-                kill_at = min(kill_at, time.monotonic() + (BEREAVED_LIMIT_S if self._failed() else PARTING_LIMIT_S))
-            if not killed and time.monotonic() > kill_at:
-                killed, failed = True, self._failed()  # who fails from now on was killed
-                kill_group(self._processes[0])
+        """poll() until every rank has ended. should_stop is asked ten times a second; it returns a reason, or None."""
+        while (outcome := self.poll(should_stop())) is None:
             time.sleep(POLL_S)
-        statuses = tuple(process.returncode for process in self._processes)
-        culprit = _culprit(failed if killed else self._failed(), statuses)
-        return Outcome(statuses=statuses, culprit=culprit, stop_reason=stop_reason, was_killed_by_us=killed)
+        return outcome
+
+    def poll(self, stop_reason: str | None = None, elsewhere: Elsewhere | None = None) -> Outcome | None:
+        """Look once, without waiting: how the ranks ended, or None while one lives. Call it about every POLL_S.
+
+        Sees to it that they do end: after the first call with a stop_reason, after the death of one of them, here or elsewhere, and
+        when they hang.
+        """
+        if stop_reason and self._stop_reason is None:
+            self._stop_reason = stop_reason
+            self._send(signal.SIGTERM)
+            self._kill_within(STOP_LIMIT_S)
+        if self._all_ended():
+            return self._outcome()
+        seen = (self.look(), elsewhere)
+        if seen != (None, None):
+            self._kill_within(0 if "lost" in seen else BEREAVED_LIMIT_S if "failed" in seen else PARTING_LIMIT_S)
+        elif self._hung is None and (hung := self._progress.look()):
+            self._hung = hung
+            self._kill_within(0)
+        return self._kill_if_due()
 
     def close(self) -> None:
         """Leave nothing behind: descendants of ranks are in their group."""
@@ -106,24 +179,50 @@ class RankGroup:
             process.kill()
         kill_group(self._processes[0])
         for process in self._processes:
-            process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=UNKILLABLE_S)
         shutil.rmtree(self._temp, ignore_errors=True)
 
+    def _kill_within(self, seconds: float) -> None:
+        self._kill_at = min(self._kill_at, time.monotonic() + seconds)
+
+    def _kill_if_due(self) -> Outcome | None:
+        now = time.monotonic()
+        if self._killed_at is None and now >= self._kill_at:
+            self._killed_at, self._failed_before_kill = now, self._failed()
+            kill_group(self._processes[0])
+        is_stuck = self._killed_at is not None and now > self._killed_at + UNKILLABLE_S
+        return self._outcome() if is_stuck else None
+
+    def _outcome(self) -> Outcome:
+        statuses = tuple(-signal.SIGKILL if process.returncode is None else process.returncode for process in self._processes)
+        killed = self._killed_at is not None
+        culprit = culprit_of(self._failed_before_kill if killed else self._failed(), dict(enumerate(statuses, self._first_rank)))
+        return Outcome(
+            statuses=statuses, culprit=culprit, stop_reason=self._stop_reason, was_killed_by_us=killed, hung=self._hung,
+            first_rank=self._first_rank,
+        )  # fmt: skip
+
+    def look(self) -> Elsewhere | None:
+        """What other nodes must be told of the ranks here."""
+        return "failed" if self._failed() or self._hung else "left" if self._died else None
+
     def _all_ended(self) -> bool:
-        for rank, process in enumerate(self._processes):
+        for rank, process in enumerate(self._processes, self._first_rank):
             if rank not in self._died and process.poll() is not None:
                 self._died.append(rank)
         return len(self._died) == len(self._processes)
 
     def _failed(self) -> list[int]:
-        return [rank for rank in self._died if self._processes[rank].returncode not in (Exit.FINISHED, Exit.STOPPED)]
+        codes = {rank: self._processes[rank - self._first_rank].returncode for rank in self._died}
+        return [rank for rank, code in codes.items() if code not in (Exit.FINISHED, Exit.STOPPED)]
 
     def _send(self, number: signal.Signals) -> None:
         for process in self._processes:
             process.send_signal(number)  # does nothing to one that has ended
 
 
-def _culprit(failed: Sequence[int], statuses: Sequence[int]) -> int | None:
+def culprit_of(failed: Sequence[int], statuses: Mapping[int, int]) -> int | None:
     """Of ranks that failed at about the same time, in the order of their deaths, the one that explains the others.
 
     A rank whose peer is gone fails by itself within milliseconds, with an error of its own or as hung: it explains nothing.
@@ -148,8 +247,12 @@ class Description:
 
 def describe(folder: RunFolder, generation: int, outcome: Outcome) -> Description:
     """Judge an attempt by its ranks' statuses and what they wrote before they exited."""
+    if outcome.description is not None:
+        return outcome.description
+    if outcome.hung is not None:
+        return Description(ending="hung", code=Exit.WATCHDOG, reason=outcome.hung)
     if outcome.culprit is not None:
-        return _describe_failure(folder, generation, outcome.culprit, outcome.statuses[outcome.culprit])
+        return describe_failure(folder, generation, outcome.culprit, outcome.statuses[outcome.culprit - outcome.first_rank], folder.log)
     is_complete, lack = _look_at_result(folder)
     if outcome.statuses[0] == 0 and is_complete:
         return Description(ending="finished", code=0, reason="finished")
@@ -173,19 +276,20 @@ def _look_at_result(folder: RunFolder) -> tuple[bool, str]:
         return False, str(error)
 
 
-def _describe_failure(folder: RunFolder, generation: int, rank: int, status: int) -> Description:
+def describe_failure(folder: RunFolder, generation: int, rank: int, status: int, log: Path) -> Description:
+    """Judge an attempt by the one rank that explains its end. log: where that rank's output went."""
     said = attempts.read_rank_exit(folder, generation, rank)
     ending, code = ending_of_status(status), status if status > 0 else 128 - status
     if ending == "crashed" and said.get("ending") in ENDING_OF_EXIT.values() and said.get("code"):
         ending, code = str(said["ending"]), int(said["code"])  # a wrapper, such as torchrun, may have turned the code into 1
-    return Description(ending=ending, code=code, reason=str(said.get("reason") or _guess(folder, rank, status)))
+    return Description(ending=ending, code=code, reason=str(said.get("reason") or _guess(log, rank, status)))
 
 
-def _guess(folder: RunFolder, rank: int, status: int) -> str:
+def _guess(log: Path, rank: int, status: int) -> str:
     """What can be said of a rank that wrote nothing: its signal or status, and the last line of the log."""
     how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"exited {status}"
     try:
-        lines = folder.log.read_bytes()[-4000:].decode(errors="replace").split("\n")
+        lines = log.read_bytes()[-4000:].decode(errors="replace").split("\n")
     except OSError:
         lines = []
     last = next((line.strip() for line in reversed(lines) if line.strip()), "nothing")

@@ -208,6 +208,9 @@ def _joint_problems(config: RunConfig) -> Iterator[tuple[tuple[str, ...], str]]:
         yield ("train.micro_batch_size", "train.global_batch_size"), problem
     elif train.ranks not in fitting_world_sizes(config):
         yield ("train.ranks", "train.micro_batch_size", "train.global_batch_size"), _ranks_problem(config)
+    if train.ranks % train.nodes:
+        problem = f"train.nodes {train.nodes} cannot share train.ranks {train.ranks} equally."
+        yield ("train.nodes", "train.ranks"), f"{problem} Use one of {_listed(divisors(train.ranks))} nodes, or other train.ranks."
     horizon = schedule_epochs(config)
     horizon_key = "optim.schedule_epochs" if config.optim.schedule_epochs else "train.epochs"
     if train.epochs > horizon:

@@ -1,10 +1,13 @@
 """The processes of one run: who I am, how we meet, how we agree to stop, how we part.
 
 Gradients go over NCCL or gloo by DistributedDataParallel; everything that steers goes over a gloo group of its own, so that no
-device is waited for. One invariant: every rank calls agree() equally often.
+device is waited for. Where ranks meet is told by the environment: a supervisor's file (one node), a supervisor's socket (several),
+or torchrun's. One invariant: every rank calls agree() equally often.
 """
 
 import os
+import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,6 +21,8 @@ from seresnet.errors import ConfigError
 
 #: A rank that is gone must not keep the others from exiting within the 12 s that the supervisor gives ranks.
 PARTING_LIMIT = timedelta(seconds=10)
+#: All ranks have begun by then, or one never will: what torch waits for a rendezvous by default is as long for NCCL.
+MEETING_LIMIT = timedelta(minutes=10)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +32,7 @@ class World:
     rank: int
     local_rank: int
     size: int
+    local_size: int = 1  # ranks on this node
     device: torch.device
     control: Any = None  # gloo group for flags and small sums; None with one rank
 
@@ -71,15 +77,54 @@ def join(device_kind: str, environ: Mapping[str, str] = os.environ) -> World:
     device = _device(device_kind, local_rank)
     if size == 1:
         return World(rank=0, local_rank=0, size=1, device=device)
-    dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo",
-        init_method=environ.get("SERESNET_INIT_METHOD", "env://"),
-        rank=rank,
-        world_size=size,
-        timeout=timedelta(minutes=10),
-    )
+    meeting: dict[str, Any] = {"init_method": environ.get("SERESNET_INIT_METHOD", "env://")}
+    if address := environ.get("SERESNET_STORE"):
+        meeting = {"store": _meet(address, environ.get("SERESNET_STORE_FD"), rank, size)}
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, rank=rank, world_size=size, timeout=MEETING_LIMIT, **meeting)
     control = dist.new_group(backend="gloo")
-    return World(rank=rank, local_rank=local_rank, size=size, device=device, control=control)
+    local_size = int(environ.get("LOCAL_WORLD_SIZE", size))
+    return World(rank=rank, local_rank=local_rank, size=size, local_size=local_size, device=device, control=control)
+
+
+def _meet(address: str, listen_fd: str | None, rank: int, size: int) -> Any:
+    """The store of ranks on several nodes, once all of them are there. Rank 0 serves it on the socket that its supervisor has bound.
+
+    address: "host:port". Raises ConfigError for an address that is none, and RuntimeError when somebody does not come.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise ConfigError(f"SERESNET_STORE: {address!r} is not host:port. It is set by hpc.supervisor; unset it.")
+    serving: dict[str, Any] = {"is_master": True, "master_listen_fd": int(listen_fd)} if listen_fd else {}
+    store = _open_store(host, int(port), size, serving)
+    store.set(f"here/{rank}", "")
+    limit = time.monotonic() + MEETING_LIMIT.total_seconds()
+    # Asking, not store.wait(): handlers of signals run between lines of Python only, and a stop must not wait for a rank that is late.
+    while not store.check([f"here/{other}" for other in range(size)]):
+        if time.monotonic() > limit:
+            raise RuntimeError(f"not all {size} ranks came to {address} within {MEETING_LIMIT}")
+        time.sleep(0.05)
+    return store
+
+
+def _open_store(host: str, port: int, size: int, serving: Mapping[str, Any]) -> Any:
+    # In a thread, for the same reason: a client's constructor blocks until rank 0 serves, whatever its timeout says (seen, 6 s for 1 s).
+    made: list[Any] = []
+
+    def make() -> None:
+        try:
+            made.append(dist.TCPStore(host, port, size, timeout=MEETING_LIMIT, wait_for_workers=False, **serving))  # type: ignore[attr-defined]
+        except Exception as error:
+            made.append(error)
+
+    thread = threading.Thread(target=make, name="store", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.05)
+    (store,) = made
+    if isinstance(store, Exception):
+        raise store
+    return store
 
 
 def _device(kind: str, local_rank: int) -> torch.device:

@@ -39,6 +39,7 @@ OTHER_VALUES: dict[str, Any] = {
     "train.threads": 7,
     "train.eval_batch_size": 7,
     "train.ranks": 1024,
+    "train.nodes": 2,
     "train.checkpoint_every_s": 7.0,
 }
 
@@ -100,7 +101,8 @@ def test_one_and_one_point_zero_are_one_experiment() -> None:
 
 @pytest.mark.parametrize("dotted", OTHER_VALUES)
 def test_numeric_and_operational_keys_change_no_id(dotted: str) -> None:
-    micro = {"train__micro_batch_size": 1} if dotted == "train.ranks" else {}
+    needs = {"train.ranks": {"train__micro_batch_size": 1}, "train.nodes": {"train__micro_batch_size": 512, "train__ranks": 2}}
+    micro = needs.get(dotted, {})
     changed = config(**micro, **{dotted.replace(".", "__"): OTHER_VALUES[dotted]})
     assert changed != config(**micro)
     assert run_id(changed) == run_id(config(**micro))
@@ -144,9 +146,8 @@ def test_fitting_world_sizes_divide_the_micro_batches(batch: int, micro: int | N
 
 
 def test_numeric_keys_are_those_that_are_pinned() -> None:
-    assert set(numeric_keys(RunConfig())) == {key for key in OTHER_VALUES if key not in ("data.path", "data.dir", "train.ranks")} - {
-        "train.checkpoint_every_s"
-    }
+    operational = {"data.path", "data.dir", "train.ranks", "train.nodes", "train.checkpoint_every_s"}
+    assert set(numeric_keys(RunConfig())) == set(OTHER_VALUES) - operational
 
 
 @pytest.mark.parametrize(
