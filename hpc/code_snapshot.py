@@ -57,13 +57,26 @@ def peek(codes: Path, root: Path = ROOT) -> tuple[str, bool]:
     return next_number([path.name for path in codes.iterdir()] if codes.is_dir() else []), False
 
 
+def changes(old: Path, root: Path = ROOT) -> tuple[str, ...]:
+    """The files by which the packages in root differ from those in old: "changed hpc/a.py", "added ...", "removed ...", by name."""
+    before, after = _digest_of_files(old), _digest_of_files(root)
+    words = {
+        name: "added" if name not in before else "removed" if name not in after else "changed" for name in before.keys() | after.keys()
+    }
+    return tuple(f"{words[name]} {name}" for name in sorted(words) if before.get(name) != after.get(name))
+
+
 def code_digest(root: Path = ROOT) -> str:
     """16 hex digits over the names and bytes of every file of both packages below root."""
     digest = hashlib.sha256()
-    for path in _files(root):
-        digest.update(f"{path.relative_to(root).as_posix()}\0".encode())
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    for name, own in _digest_of_files(root).items():
+        digest.update(f"{name}\0".encode())
+        digest.update(own)
     return digest.hexdigest()[:16]
+
+
+def _digest_of_files(root: Path) -> dict[str, bytes]:
+    return {path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).digest() for path in _files(root)}
 
 
 def _files(root: Path) -> Iterator[Path]:

@@ -1,29 +1,28 @@
-"""What sweep folders say: one row a run, also for runs that failed, are unfinished or were never started.
+"""What sweep folders say: one row a run, also for runs that failed, are not finished or were never started.
 
-Reads files and nothing else: no scheduler, no network, no torch. A torn or foreign file is named and skipped, never guessed. One
-invariant: the same files give the same rows in the same order, whatever order the file system lists them in.
+Reads files and nothing else: no scheduler, no network, no torch; the words for states are hpc.states'. A torn or foreign file is named
+and skipped, never guessed. One invariant: the same files give the same rows in the same order, whatever order the file system lists
+them in (but for a run that is called running for as long as its beat is young).
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpc.paths import Plan, SweepFolder
+from hpc.hold import cancelled_runs
+from hpc.paths import SET_ASIDE, Plan, SweepFolder
+from hpc.states import MISSING, State, decide, is_beating
 from seresnet import attempts, journal
+from seresnet.claims import this_process
 from seresnet.errors import ConfigError, ToolkitError
-from seresnet.exits import After, after_ending
 from seresnet.journal import EpochRecord
 from seresnet.record_types import conforms
-from seresnet.run_folder import RunFolder, RunRecord, TrainResult, is_finished
+from seresnet.run_folder import RunFolder, RunRecord, TrainResult
 
-#: The state that a run without its result is in, by what the ending of its newest attempt means.
-_STATE_AFTER: dict[After, str] = {"finished": "unfinished", "interrupted": "unfinished", "cancelled": "cancelled", "failed": "failed"}
-
-#: Every state, in the order in which tables count them.
-STATES = ("finished", "failed", "diverged", "cancelled", "unfinished", "unreadable", "missing")
-
+#: The ending of a failed run whose result.json or run.yaml is damaged; hpc.states says the same.
+UNREADABLE = "unreadable"
 _RUN_FOLDER_NAME = re.compile(r".+-[0-9a-f]{12}")
 
 
@@ -35,7 +34,7 @@ class RunRow:
     arms: tuple[str, ...]
     run_id: str
     slug: str
-    state: str  # one of STATES
+    state: State
     ending: str | None = None  # of the newest attempt
     reason: str = ""
     config: dict[str, dict[str, Any]] | None = None  # None where run.yaml cannot be read
@@ -81,7 +80,8 @@ def gather(folders: Sequence[Path]) -> Gathered:
         prefix = f"{plan.sweep}/" if len(sweeps) > 1 else ""
         notes = _Notes(prefix)
         arms += [prefix + arm for arm in plan.arms]
-        rows += [_read_run(sweep, plan, run_id, prefix, notes) for run_id in plan.runs]
+        cancelled = cancelled_runs(sweep, plan)
+        rows += [_read_run(sweep, plan, run_id, prefix, cancelled, notes) for run_id in plan.runs]
         _note_foreign_folders(sweep, plan, notes)
         skipped += notes.lines
     return Gathered(arms=tuple(arms), rows=tuple(rows), skipped=tuple(skipped))
@@ -106,12 +106,12 @@ def _refuse_equal_names(sweeps: Sequence[SweepFolder], plans: Sequence[Plan]) ->
         seen[plan.sweep] = sweep.path
 
 
-def _read_run(sweep: SweepFolder, plan: Plan, run_id: str, prefix: str, notes: _Notes) -> RunRow:
+def _read_run(sweep: SweepFolder, plan: Plan, run_id: str, prefix: str, cancelled: Collection[str], notes: _Notes) -> RunRow:
     entry = plan.runs[run_id]
     folder = RunFolder(path=sweep.path / entry.folder)
     record = _read_record(folder, run_id, notes)
     result = _read_result(folder, run_id, notes)
-    state, ending, reason = _state(folder, record, result, notes)
+    state, ending, reason = _state(folder, record, result, run_id in cancelled, notes)
     return RunRow(
         sweep=plan.sweep,
         arms=tuple(prefix + arm for arm in entry.arms),
@@ -126,54 +126,92 @@ def _read_run(sweep: SweepFolder, plan: Plan, run_id: str, prefix: str, notes: _
     )
 
 
-def _state(folder: RunFolder, record: RunRecord | None, result: TrainResult | None, notes: _Notes) -> tuple[str, str | None, str]:
-    """(state, ending of the newest attempt, reason)."""
+def _state(
+    folder: RunFolder, record: RunRecord | None, result: TrainResult | None, is_cancelled: bool, notes: _Notes
+) -> tuple[State, str | None, str]:
+    """(state, ending of the newest attempt, reason). No scheduler is asked: what is queued counts as new, stopped or lost."""
     if not folder.path.exists():
-        return "missing", None, "its folder is gone"
-    ending, reason = _newest_ending(folder, notes)
+        return "new", None, "its folder is gone"
+    attempt = _newest_attempt(folder, notes)
+    fault = _fault(folder, record, result)
+    is_done = fault is None and result is not None and record is not None and result.epochs >= record.epochs
+    state = decide(
+        has_result=is_done,
+        has_short_result=result is not None and not is_done,
+        is_unreadable=fault is not None,
+        attempts=attempt.generation,
+        ending=attempt.ending,
+        is_beating=attempt.is_beating,
+        listed=None,
+    )
+    if state in MISSING and is_cancelled:
+        return "cancelled", "cancelled", "by the user (--cancel)"
+    if state == "failed" and fault is not None:
+        return state, UNREADABLE, fault
+    short = f"has a result of {result.epochs} epochs, run.yaml asks for {record.epochs}" if result and record and not is_done else ""
+    return state, attempt.ending, _reason(state, attempt, short)
+
+
+def _fault(folder: RunFolder, record: RunRecord | None, result: TrainResult | None) -> str | None:
+    """Why nobody can tell whether the run is finished."""
     for path, read in ((folder.result, result), (folder.run_yaml, record)):
         if read is None and path.exists():
-            return "unreadable", ending, f"{path.name} is not used, see the skipped files"
-    if result is not None:
-        return _state_with_result(folder, record, result, ending, reason)
-    if ending is None:
-        return ("unfinished", None, reason) if reason else ("missing", None, "never started")
-    if ending == "finished":
-        return "unfinished", ending, "ended as finished, but there is no result.json"
-    return state_after(ending), ending, reason or ending
+            return f"{path.name} is not used, see the skipped files"
+    return "there is a result.json but no run.yaml" if result is not None and record is None else None
 
 
-def state_after(ending: str) -> str:
-    """The state of a run without its result. Tables tell diverged from failed: it says something about the arm."""
-    return "diverged" if ending == "diverged" else _STATE_AFTER[after_ending(ending)]
+def _reason(state: State, attempt: "_Attempt", short: str) -> str:
+    said = attempt.reason or attempt.ending or ""
+    if state in ("finished", "running"):
+        return ""
+    if state == "extend":
+        return short
+    if state == "new":
+        return "never started"
+    if state == "stopped" and attempt.ending == "finished":
+        return "ended as finished, but there is no result.json"
+    return f"{said}; {short}" if short else said
 
 
-def _state_with_result(
-    folder: RunFolder, record: RunRecord | None, result: TrainResult, ending: str | None, reason: str
-) -> tuple[str, str | None, str]:
-    if record is None:
-        return "unreadable", ending, "there is a result.json but no run.yaml"
-    if is_finished(folder, record.epochs):
-        return "finished", ending, ""
-    # train.epochs was raised after the run had finished
-    state = state_after(ending) if ending else "unfinished"
-    short = f"has a result of {result.epochs} epochs, run.yaml asks for {record.epochs}"
-    return state, ending, short if state == "unfinished" else f"{reason or ending}; {short}"
+@dataclass(frozen=True, kw_only=True)
+class _Attempt:
+    """The attempt with the highest generation; generation 0: there is none."""
+
+    generation: int = 0
+    ending: str | None = None
+    reason: str = ""
+    is_beating: bool = False
 
 
-def _newest_ending(folder: RunFolder, notes: _Notes) -> tuple[str | None, str]:
-    """(ending, reason) of the attempt with the highest generation; (None, "") without any attempt."""
-    generation = attempts.newest_generation(folder)
+def _newest_attempt(folder: RunFolder, notes: _Notes) -> _Attempt:
+    generation = _newest_generation(folder, notes)
     if not generation:
-        return None, ""
+        return _Attempt()
     path = folder.end(generation)
     if not path.exists():
-        return None, f"attempt {generation} has not ended, or nobody could write how"
+        reason = f"attempt {generation} has not ended, or nobody could write how"
+        return _Attempt(generation=generation, reason=reason, is_beating=_lives(folder, generation, notes))
     end = attempts.read_end(folder, generation) if path.is_file() else None
     if end is None:
         notes.skip(_name(folder, path), "not an end record")
-        return None, f"how attempt {generation} ended cannot be read"
-    return end.ending, " ".join(str(end.reason or "").split())
+        return _Attempt(generation=generation, reason=f"how attempt {generation} ended cannot be read")
+    return _Attempt(generation=generation, ending=end.ending, reason=" ".join(str(end.reason or "").split()))
+
+
+def _newest_generation(folder: RunFolder, notes: _Notes) -> int:
+    try:
+        return attempts.newest_generation(folder)
+    except OSError as error:
+        notes.skip(_name(folder, folder.attempts), f"not a folder of attempts: {error.strerror}")
+        return 0
+
+
+def _lives(folder: RunFolder, generation: int, notes: _Notes) -> bool:
+    path = folder.claim(generation)
+    if path.is_file():
+        return is_beating(folder, attempts.read_claim(folder, generation), this_process())
+    notes.skip(_name(folder, path), "not a claim")
+    return False
 
 
 def _read_record(folder: RunFolder, run_id: str, notes: _Notes) -> RunRecord | None:
@@ -204,27 +242,20 @@ def _read_result(folder: RunFolder, run_id: str, notes: _Notes) -> TrainResult |
 
 
 def _read_history(folder: RunFolder, notes: _Notes) -> tuple[EpochRecord, ...]:
-    paths = sorted(folder.metrics.glob("*.jsonl"))
     try:
-        records = journal.read(folder) if paths else []
-        for path in paths:
-            _note_bad_lines(folder, path, notes)
+        records, bad = journal.read_noting(folder)
     except (OSError, ValueError) as error:
         notes.skip(_name(folder, folder.metrics), f"not a journal: {_short(error, folder)}")
         return ()
+    for name, lines in sorted(bad.items()):
+        notes.skip(_name(folder, folder.metrics / name), f"{lines} torn or foreign line{'s' if lines > 1 else ''}")
     return tuple(records)
-
-
-def _note_bad_lines(folder: RunFolder, path: Path, notes: _Notes) -> None:
-    bad = sum(1 for line in path.read_bytes().splitlines() if line.strip() and journal.parse(line) is None)
-    if bad:
-        notes.skip(_name(folder, path), f"{bad} torn or foreign line{'s' if bad > 1 else ''}")
 
 
 def _note_foreign_folders(sweep: SweepFolder, plan: Plan, notes: _Notes) -> None:
     planned = {entry.folder for entry in plan.runs.values()}
     for path in sorted(sweep.path.iterdir()):
-        if path.name in planned or not path.is_dir():
+        if path.name in planned or not path.is_dir() or SET_ASIDE in path.name:
             continue
         if _RUN_FOLDER_NAME.fullmatch(path.name) or (path / "run.yaml").exists():
             notes.skip(path.name, "a run that is not in plan.json")

@@ -16,8 +16,10 @@ examples:
   python -m hpc.launch --sweep configs/demo.yaml --local
   python -m hpc.launch --sweep configs/ablation.yaml --dry-run
   python -m hpc.launch --sweep configs/ablation.yaml optim.lr=0.05 site.walltime_min=240
+  python -m hpc.launch --sweep configs/ablation.yaml --retry failed --code new
 
-Launching again sends what is missing: runs that never started, were lost or were cancelled by you.
+Launching again sends what is missing: runs that never started, were lost or stopped, or shall train longer now. Failed, diverged and
+cancelled ones need --retry. What was added to the file is sent; what was removed is left alone without --drop-removed.
 exit: 0 sent, finished or nothing left; 1 something did not finish; 2 an error: nothing more was sent than what "sent ..." says.
 """
 
@@ -30,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             from hpc.new_site import new_site
 
             return new_site(args.new_site)
+        _refuse_files(args.overrides)
         if args.sweep is None:
             raise UsageError("--sweep FILE is missing: the YAML of a sweep, such as configs/demo.yaml.")
         from hpc.launcher import Request, launch
@@ -80,6 +83,13 @@ class UsageError(Exception):
     """A command line that asks for nothing."""
 
 
+def _refuse_files(overrides: Sequence[str]) -> None:
+    """A sweep's file where overrides stand: the first thing that people type."""
+    for word in overrides:
+        if "=" not in word and (word.endswith((".yaml", ".yml")) or Path(word).is_file()):
+            raise UsageError(f"{word}: a sweep's file is given by --sweep: python -m hpc.launch --sweep {word}")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The arguments; overrides may stand anywhere between the options."""
     parser = argparse.ArgumentParser(
@@ -106,11 +116,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_again(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--retry", metavar="WHAT", action="append", default=[], help="failed, lost, cancelled, all or a run: send these alone"
+        "--retry", metavar="WHAT", action="append", default=[], help="failed, lost, cancelled, all, a run or an arm: send these alone"
     )
     group.add_argument("--code", choices=("snapshot", "new"), help="after the code was edited: go on with the old, or with the new")
-    group.add_argument("--rerun", metavar="RUN|all", action="append", default=[], help="set finished runs aside and train them again")
-    group.add_argument("--drop-removed", action="store_true", help="cancel the runs that the sweep no longer asks for")
+    group.add_argument(
+        "--rerun", metavar="RUN|all", action="append", default=[], help="set finished runs aside and train them again, with this code"
+    )
+    group.add_argument("--drop-removed", action="store_true", help="cancel what is queued of runs that the file no longer asks for")
     group.add_argument("--renamed", action="store_true", help="the sweep's file was moved or renamed: it is the same sweep")
 
 

@@ -2,23 +2,28 @@
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.text import Text
-
-from hpc import code_snapshot, local, slurm
-from hpc.draft import Draft, local_tasks
+from hpc import code_snapshot, local
+from hpc.draft import LEFT, Draft
+from hpc.estimate import Estimate
 from hpc.login_data import data_text, distinct_data
 from hpc.plan_view import ArmRow, PlanSummary, count
 from hpc.progress_view import one_line
-from hpc.queues import job_name
-from hpc.states import RunState
+from hpc.states import OWNED, RunState
 from seresnet import provenance
 
+if TYPE_CHECKING:
+    from hpc.launch_session import Session
 
-def draft_summary(draft: Draft, room: local.Room) -> PlanSummary:
+
+def room(session: "Session") -> local.Room:
+    """How much this machine trains at a time."""
+    return local.Room(cores=local.cores(), max_parallel=session.request.max_parallel or session.site.max_parallel)
+
+
+def draft_summary(draft: Draft, room: local.Room, known: Estimate | None = None) -> PlanSummary:
     """The draft as print_plan shows it."""
     states = {state.run_id: state.state for state in draft.states}
     sent = set(draft.sent_run_ids)
@@ -38,42 +43,17 @@ def draft_summary(draft: Draft, room: local.Room) -> PlanSummary:
         task_ranks=tuple(max(draft.runs[run_id].config.train.ranks for run_id in pack) for batch in draft.batches for pack in batch.packs),
         runs_to_send=len(sent),
         notes=tuple(_notes(draft)),
+        estimate=known.lines() if known else (),
     )
-
-
-def print_dry_run(console: Console, draft: Draft) -> None:
-    """What a launch would send: the commands or the sbatch scripts, and which runs are in which task."""
-    console.print()
-    if not draft.batches:
-        console.print("dry run: nothing would be sent, nothing was written")
-        return
-    code = draft.sweep.code(code_snapshot.peek(draft.sweep.codes)[0])
-    first = int(draft.submissions.next_id())
-    for offset, batch in enumerate(draft.batches):
-        if offset:
-            console.print()
-        submission_id = f"{first + offset:04d}"
-        for index, pack in enumerate(batch.packs):
-            slugs = ", ".join(draft.runs[run_id].slug for run_id in pack)
-            console.print(Text(f"task {submission_id}/{index}: {slugs}"), soft_wrap=True)
-        if not draft.is_local:
-            name, remark = _job_name(draft, submission_id)
-            console.print(Text(f"\n--- sbatch script of {submission_id}{remark} ---", style="bold"))
-            text = slurm.script(draft.sweep.logs, code, draft.site, batch.shape, name, len(batch.packs))
-            console.print(Text(text.rstrip()), soft_wrap=True)
-    if draft.is_local:
-        command = ["python", "-m", "hpc.supervisor", "--sweep", str(draft.sweep.path), "--task", local_tasks(draft, f"{first:04d}")[0].name]
-        console.print(Text(f"each as a process here, such as: {shlex.join(command)}"), soft_wrap=True)
-    console.print("dry run: nothing was written, nothing was sent")
 
 
 def nothing_left_text(draft: Draft) -> str:
     """Why nothing is sent."""
-    waiting = [state for state in draft.states if state.state not in ("finished", "failed")]
+    waiting = [state for state in draft.states if state.state not in ("finished", *LEFT)]
     if draft.left_missing:
         return f"nothing to send: no run is what --retry names, and {count(len(draft.left_missing), 'run')} a plain launch would send"
     if draft.left_failed:
-        return "nothing to send: what is left has failed"
+        return f"nothing to send: what is left has {' or was '.join(dict.fromkeys(state.state for state in draft.left_failed))}"
     if waiting:
         return f"nothing to send: {len(waiting)} of {len(draft.states)} runs are on their way"
     return f"nothing left: all {len(draft.states)} runs are finished"
@@ -106,17 +86,11 @@ def _site_text(draft: Draft, room: local.Room) -> str:
 
 
 def _code_text(draft: Draft) -> str:
-    number, is_taken = code_snapshot.peek(draft.sweep.codes)
-    commit, is_dirty = provenance.commit_and_dirty(code_snapshot.ROOT)
+    number, is_taken = draft.code.number, draft.code.is_taken
+    is_working_copy = number == draft.code.working
+    commit, is_dirty = provenance.commit_and_dirty(code_snapshot.ROOT if is_working_copy else draft.sweep.code(number))
     changed = ", with uncommitted changes" if commit and is_dirty else ""
     return f"{number}{'' if is_taken else ' (new)'}, {f'commit {commit[:12]}' if commit else 'no commit known'}{changed}"
-
-
-def _job_name(draft: Draft, submission_id: str) -> tuple[str, str]:
-    """The array's name as it would be sent, and a remark where the first launch is still to draw a part of it."""
-    if draft.sweep.plan.exists():
-        return job_name(draft.plan, submission_id), ""
-    return job_name(replace(draft.plan, salt="X" * 8), submission_id), " (XXXXXXXX: drawn at the first launch)"
 
 
 def _shared(draft: Draft) -> list[tuple[tuple[str, ...], list[str]]]:
@@ -132,13 +106,43 @@ def _notes(draft: Draft) -> list[str]:
     notes = [f"note: {count(len(shared), 'run')} shared by {' and '.join(arms)}, trained once" for arms, shared in _shared(draft)]
     if draft.problem:
         notes.append(f"note: {draft.problem}, so runs of earlier submissions count as queued")
-    dropped = sum(not entry.arms for entry in draft.plan.runs.values())
-    if dropped:
-        notes.append(f"note: {count(dropped, 'earlier run')} no longer asked for, left alone")
+    return [*_edit_notes(draft), *notes, *_code_notes(draft), *_left_notes(draft)]
+
+
+def _edit_notes(draft: Draft) -> list[str]:
+    notes = [f"edited: {draft.diff}"] if str(draft.diff) else []
+    sent = set(draft.sent_run_ids) | set(draft.unsent)
+    longer = sum(state.state == "extend" and state.run_id in sent - draft.rerun for state in draft.states)
+    notes += [f"extend {count(longer, 'run')}: finished, and more epochs are asked for now"] if longer else []
+    notes += [f"note: {count(len(draft.rerun), 'run')} set aside and trained again from the start"] if draft.rerun else []
+    asleep = sum(not entry.arms and not entry.dropped for entry in draft.plan.runs.values())
+    if asleep:
+        notes.append(f"note: {count(asleep, 'earlier run')} no longer asked for, left alone; --drop-removed cancels what is queued of them")
+    return notes
+
+
+def _code_notes(draft: Draft) -> list[str]:
+    """What the edit of the code means for what was sent before."""
+    code = draft.code
+    if not (code.changes and draft.batches):
+        return []
+    if code.number == code.before:
+        return [f"note: the code was edited since ({count(len(code.changes), 'file')}); these runs get the old one, code/{code.number}"]
+    queued = sum(state.state in OWNED for state in draft.states)
+    keep = f"; {count(queued, 'run')} that somebody has keep theirs" if queued else ""
+    why = "go on with" if draft.is_started else "nothing has started, so they start with"
+    return [f"note: the code was edited since code/{code.before} ({count(len(code.changes), 'file')}): {why} code/{code.number}{keep}"]
+
+
+def _left_notes(draft: Draft) -> list[str]:
+    notes = []
+    if draft.unsent_packs:
+        notes.append(f"note: {count(len(draft.unsent_packs), 'task')} more than this cluster takes now")
     if draft.left_missing and draft.batches:
         notes.append(f"note: {count(len(draft.left_missing), 'missing run')} not sent, because --retry sends what it names alone")
-    if draft.left_failed:
-        names = ", ".join(f"{state.slug} ({state.ending})" for state in draft.left_failed[:5])
-        more = f" and {len(draft.left_failed) - 5} more" if len(draft.left_failed) > 5 else ""
-        notes.append(f"note: failed and not sent again without --retry failed: {names}{more}")
+    for word in LEFT:
+        left = [state for state in draft.left_failed if state.state == word]
+        names = ", ".join(f"{state.slug} ({state.ending})" if state.ending else state.slug for state in left[:5])
+        more = f" and {len(left) - 5} more" if len(left) > 5 else ""
+        notes += [f"note: {word} and not sent again without --retry {word}: {names}{more}"] if left else []
     return notes

@@ -1,7 +1,7 @@
 """Tasks as child processes of the launcher, where there is no scheduler: so many at a time, stopped together, watched as they go.
 
 A child is `python -m hpc.supervisor --sweep DIR --task ID` in the code snapshot, exactly what a SLURM task runs. One invariant:
-whatever ends the launcher by a signal it can catch, every child is asked to save first, and none is left behind.
+whatever ends the launcher, every child is asked to save; where it can wait for them, none is left behind.
 """
 
 import contextlib
@@ -39,13 +39,13 @@ class LocalTask:
     """A task and what it occupies while it runs."""
 
     name: str
-    ranks: int
-    threads: int = 1  # CPU threads of each rank
-    needs_gpus: bool = False
+    processes: int = 1  # ranks that train at once, of all runs that are side by side
+    threads: int = 1  # CPU threads of each of them
+    gpus: int = 0
 
     @property
     def cores(self) -> int:
-        return self.ranks * self.threads
+        return self.processes * self.threads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,10 +82,9 @@ class _Children:
         """Start waiting tasks, in order, while there is room and there are GPUs for the next one."""
         while self.waiting and room.has_place(self.running, self.waiting[0]):
             task = self.waiting[0]
-            needed = task.ranks if task.needs_gpus else 0
-            if needed > len(self.gpus):
+            if task.gpus > len(self.gpus):
                 return
-            self.leased[task], self.gpus = self.gpus[:needed], self.gpus[needed:]
+            self.leased[task], self.gpus = self.gpus[: task.gpus], self.gpus[task.gpus :]
             self.running[task] = start(self.waiting.pop(0), self.leased[task])
 
     def reap(self) -> None:
@@ -122,7 +121,7 @@ def run_local(sweep: SweepFolder, submission: Submission, tasks: Sequence[LocalT
 
     The first SIGINT, SIGTERM or SIGHUP stops everything at a durable checkpoint, the second kills what is left.
     """
-    children = _Children(waiting=list(tasks), gpus=visible_gpus() if any(task.needs_gpus for task in tasks) else [])
+    children = _Children(waiting=list(tasks), gpus=visible_gpus() if any(task.gpus for task in tasks) else [])
     code = sweep.code(submission.code).resolve()
 
     def start(task: LocalTask, gpus: list[str]) -> subprocess.Popen[bytes]:
@@ -148,11 +147,11 @@ def run_local(sweep: SweepFolder, submission: Submission, tasks: Sequence[LocalT
 
 def check_fits(tasks: Sequence[LocalTask]) -> None:
     """Raise SubmissionError if a task needs more GPUs than this machine shows; it would wait for ever."""
-    needed = max((task.ranks for task in tasks if task.needs_gpus), default=0)
+    needed = max((task.gpus for task in tasks), default=0)
     gpus = visible_gpus() if needed else []
     if needed > len(gpus):
         raise SubmissionError(
-            f"train.device is cuda and a run has train.ranks = {needed}, but this machine shows {len(gpus)} GPUs. "
+            f"train.device is cuda and a task needs {needed} GPU{'s' if needed > 1 else ''}, but this machine shows {len(gpus)}. "
             "Use train.device=cpu train.amp=off, fewer ranks, or launch where the GPUs are."
         )
 
@@ -178,9 +177,9 @@ def visible_gpus() -> list[str]:
 
 def _start(sweep: SweepFolder, task: LocalTask, gpus: list[str], code: Path) -> subprocess.Popen[bytes]:
     # Not the site's python: that one is for the job side, and may need its container.
-    command = [sys.executable, "-m", "hpc.supervisor", "--sweep", str(sweep.path.resolve()), "--task", task.name]
+    command = [*_bound(), sys.executable, "-m", "hpc.supervisor", "--sweep", str(sweep.path.resolve()), "--task", task.name]
     environ = {name: value for name, value in os.environ.items() if not _NOT_FOR_CHILDREN.match(name)}
-    if task.needs_gpus:
+    if task.gpus:
         environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     log = sweep.task_log(task.name)
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -189,6 +188,24 @@ def _start(sweep: SweepFolder, task: LocalTask, gpus: list[str], code: Path) -> 
         return subprocess.Popen(
             command, cwd=code, env=environ, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
+
+
+def _bound() -> list[str]:
+    """Words before a command that then is asked to save when the launcher dies, however it dies: nobody else would stop it.
+
+    SIGTERM and not SIGKILL: a supervisor stops its ranks at a durable checkpoint. It is set in the child and not between fork and exec:
+    the launcher draws its progress in a thread. Linux alone can do it; elsewhere a killed launcher leaves its tasks to finish.
+    """
+    return [sys.executable, "-I", "-S", "-c", _BIND, str(os.getpid())] if sys.platform.startswith("linux") else []
+
+
+#: 1 is PR_SET_PDEATHSIG, which survives exec. The parent may be gone before it is set.
+_BIND = f"""\
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(1, {int(signal.SIGTERM)})
+os.getppid() == int(sys.argv[1]) or os._exit(1)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
 
 
 @contextlib.contextmanager

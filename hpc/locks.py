@@ -19,9 +19,16 @@ def holding(path: Path, wait_s: float = 0.0) -> Iterator[bool]:
     The kernel lets go of it when the process dies, however it dies. Where the file system has no locks it yields True: then
     claims alone keep two owners apart, and a second launcher costs a start, not a run.
     """
+    with holding_file(path, wait_s) as (is_mine, _):
+        yield is_mine
+
+
+@contextlib.contextmanager
+def holding_file(path: Path, wait_s: float = 0.0) -> Iterator[tuple[bool, int]]:
+    """As holding, and the number of the open file: a child that is given it holds the lock as long as it lives."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a") as file:
-        yield _locked(file, wait_s)
+        yield _locked(file, wait_s), file.fileno()
 
 
 def _locked(file: IO[str], wait_s: float) -> bool:

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from hpc import mirror_process
 from hpc.mirror_process import Mode, Stop
-from hpc.paths import Plan, SweepFolder
+from hpc.paths import Plan, SweepFolder, set_aside_folders
 from seresnet import attempts, journal
 from seresnet.config import KeyClass, RunConfig, iter_keys
 from seresnet.durable import write_json_durably
@@ -163,7 +163,7 @@ class Mirror:
         return wandb.init(
             project=self.plan.wandb.project or self.plan.sweep,
             entity=self.plan.wandb.entity,
-            id=f"{published.run_id}-{self.plan.salt}",
+            id=_wandb_id(published, self.plan),
             name=published.slug,
             group=arms[0] if arms else None,
             tags=[self.plan.sweep, *arms[1:]],
@@ -283,6 +283,12 @@ def run_config(folder: RunFolder) -> dict[str, Any]:
     claim = attempts.newest_claim(folder)
     facts = claim.owner.facts if claim and claim.owner else {}
     return config | {key: facts[key] for key in ("commit", "code_digest", "versions", "device") if key in facts}
+
+
+def _wandb_id(published: Published, plan: Plan) -> str:
+    """The server never takes a step twice, so a run that was set aside and trained again needs another id."""
+    again = len(set_aside_folders(published.folder))
+    return f"{published.run_id}-{plan.salt}{f'-{again + 1}' if again else ''}"
 
 
 def _settings() -> Any:

@@ -17,6 +17,8 @@ from seresnet.run_folder import RunFolder
 
 PLAN_SCHEMA = 1
 SUBMISSION_SCHEMA = 1
+#: Between the name of a run's folder and a number: that training was set aside, see set_aside_folders.
+SET_ASIDE = ".set-aside-"
 
 WandbMode = Literal["auto", "online", "offline", "disabled"]
 
@@ -120,7 +122,7 @@ class Plan:
     runs: Mapping[str, PlannedFolder]  # run id -> where
     tasks: Mapping[str, tuple[str, ...]]  # "<submission id>/<index>" -> run ids, of every submission so far
     wandb: WandbSettings = dataclasses.field(default_factory=WandbSettings)
-    source: str | None = None  # the sweep's file, relative to where it was launched: another file of the same name is refused
+    source: str | None = None  # the sweep's file, relative to the sweep's folder: another file with the same sweep name is refused
 
     def write(self, folder: SweepFolder) -> None:
         """Replace plan.json durably."""
@@ -147,6 +149,15 @@ class Plan:
     def read_or_none(cls, folder: SweepFolder) -> "Plan | None":
         """None before the first launch."""
         return cls.read(folder) if folder.plan.exists() else None
+
+    def find_all(self, name: str) -> tuple[str, ...]:
+        """The runs of an arm by its name, else the one run that `find` finds; raises ConfigError."""
+        if name in self.arms:
+            return self.arms[name]
+        try:
+            return (self.find(name),)
+        except ConfigError as error:
+            raise ConfigError(f"{error} Arms: {', '.join(self.arms)}.") from error
 
     def find(self, name: str) -> str:
         """The run id that a user means by a run id, its beginning, a slug or a folder name; raises ConfigError."""
@@ -216,6 +227,20 @@ class Submissions:
     def next_id(self) -> str:
         """The id of the next submission; ids are never used twice, or queued jobs would train other runs."""
         return next_number([*(entry.id for entry in self.submissions), *self.planned])
+
+
+def set_aside_folders(folder: RunFolder) -> list[Path]:
+    """Earlier trainings of a run that --rerun has set aside, oldest first; they lie beside its folder and belong to no table."""
+    prefix = f"{folder.path.name}{SET_ASIDE}"
+    numbered = [(path.name.removeprefix(prefix), path) for path in folder.path.parent.glob("*") if path.name.startswith(prefix)]
+    return [path for number, path in sorted(numbered) if _is_number(number)]
+
+
+def next_set_aside(folder: RunFolder) -> Path:
+    """Where the next one goes: "se-s1-0123456789ab.set-aside-0001"."""
+    prefix = f"{folder.path.name}{SET_ASIDE}"
+    number = next_number([path.name.removeprefix(prefix) for path in set_aside_folders(folder)])
+    return folder.path.with_name(f"{prefix}{number}")
 
 
 def task_name(submission_id: str, index: int) -> str:

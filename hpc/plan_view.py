@@ -2,6 +2,7 @@
 
 import os
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,6 +53,7 @@ class PlanSummary:
     task_ranks: tuple[int, ...]  # ranks of each task that will be sent
     runs_to_send: int
     notes: tuple[str, ...] = ()
+    estimate: tuple[tuple[str, str], ...] = ()  # (label, text) of each line: hpc.estimate.Estimate.lines()
 
 
 def make_console(file: IO[str] | None = None) -> Console:
@@ -80,6 +82,11 @@ def print_plan(console: Console, plan: PlanSummary) -> None:
     console.print(_arms_table(console, plan))
     console.print()
     console.print(Text(totals_text(plan), style="bold"))
+    for label, text in plan.estimate:
+        # Further lines of a narrow terminal stand below the first, as a table's would, without a table's trailing spaces.
+        for line in textwrap.wrap(text, max(20, console.width - 7)):
+            console.print(Text.assemble((f"{label:<7}", "bold"), line))
+            label = ""
     for note in plan.notes:
         console.print(Text(note))
 

@@ -7,7 +7,7 @@ nobody knows, and never read as "not listed".
 import functools
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -34,12 +34,15 @@ def this_cluster() -> str | None:
     return found[1] if found else os.environ.get("SLURM_CLUSTER_NAME")
 
 
-def look(sweep: SweepFolder, plan: Plan, submissions: Sequence[Submission]) -> Queue:
-    """Which tasks are still listed anywhere. Asks SLURM only where an unfinished run may be in its hands."""
+def look(sweep: SweepFolder, plan: Plan, submissions: Sequence[Submission], finished: Collection[str] | None = None) -> Queue:
+    """Which tasks are still listed anywhere. Asks SLURM only where an unfinished run may be in its hands.
+
+    finished: ids of the runs that are known to be finished, where somebody has looked already.
+    """
     tasks: Listed = {}
     # Tasks of no submission are single runs (hpc.single): no queue has them, their claims say everything.
     asked = {task for task in plan.tasks if submission_id(task) is None}
-    unfinished = _unfinished_tasks(sweep, plan)
+    unfinished = _unfinished_tasks(sweep, plan, finished)
     scheduler, problem = _Slurm(), None
     for submission in (*submissions, *_forgotten(sweep, plan, submissions)):
         mine = [task for task in submission.tasks if task in unfinished]
@@ -54,11 +57,14 @@ def look(sweep: SweepFolder, plan: Plan, submissions: Sequence[Submission]) -> Q
             problem = doubt
         else:
             asked.update(submission.tasks)
-    return Queue(tasks=tasks, asked=frozenset(asked), problem=problem)
+    return Queue(tasks=tasks, asked=frozenset(asked), problem=problem, jobs=scheduler.found)
 
 
 class _Slurm:
     """What SLURM answers, asked at most once, and only when somebody wants to know."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, slurm.ListedJob] = {}  # by task
 
     @functools.cached_property
     def jobs(self) -> dict[str, slurm.ListedJob] | None:
@@ -79,6 +85,7 @@ class _Slurm:
             # Another cluster, or this one after its counter was reset, gives the same id to somebody else's job.
             if job is not None and job.name == name:
                 found[task] = "pending" if job.state in _PENDING else "running"
+                self.found[task] = job
         return found, self._doubt(submission) if len(found) < len(tasks) else None
 
     def _doubt(self, submission: Submission) -> str | None:
@@ -117,8 +124,10 @@ def _found_by_name(name: str, jobs: dict[str, slurm.ListedJob]) -> str | None:
     return next((job.job_id.partition("_")[0] for job in jobs.values() if job.name == name), None)
 
 
-def _unfinished_tasks(sweep: SweepFolder, plan: Plan) -> set[str]:
-    unfinished = {run_id for run_id in plan.runs if not _is_finished(sweep.run_folder(run_id, plan))}
+def _unfinished_tasks(sweep: SweepFolder, plan: Plan, finished: Collection[str] | None) -> set[str]:
+    if finished is None:
+        finished = {run_id for run_id in plan.runs if _is_finished(sweep.run_folder(run_id, plan))}
+    unfinished = plan.runs.keys() - finished
     return {task for task, run_ids in plan.tasks.items() if unfinished.intersection(run_ids)}
 
 

@@ -24,7 +24,7 @@ _must_requeue() { # FACTS RESTART_COUNT SIGNAL_DELAY_S
     preempted=$(_seconds PreemptTime) started=$(_seconds StartTime) ends=$(_seconds EndTime)
     [ -n "$state" ] && [ "${restarts:-0}" -le "$2" ] && [[ $state != CANCELLED* ]] || return 1
     if [ -n "$preempted" ] && [ "$preempted" -ge "${started:-0}" ]; then return 0; fi
-    if [ "$(_fact Reason)" = TimeLimit ] || [ "$state" = TIMEOUT ]; then return 0; fi
+    if [ "$(_fact Reason)" = TimeLimit ] || [ "$state" = TIMEOUT ] || [[ $state == NODE_FAIL* ]]; then return 0; fi
     # 65: requeue.SIGNAL_SLACK_S
     [ "$state" = RUNNING ] && [ -n "$ends" ] && [ "$(date +%s)" -ge $((ends - $3 - 65)) ]
 }

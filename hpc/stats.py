@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from hpc.gather import STATES, Gathered, RunRow
+from hpc.gather import Gathered, RunRow
+from hpc.states import STATES
 from seresnet.errors import ConfigError
 
 #: Columns of runs.csv, in order. Percentages are 0..100.
@@ -109,9 +110,10 @@ def summarise(gathered: Gathered, baseline: str) -> tuple[ArmSummary, ...]:
 
 
 def count_states(rows: Sequence[RunRow]) -> tuple[tuple[str, int], ...]:
-    """(state, how many) in the order of STATES, zeros left out."""
-    counts = Counter(row.state for row in rows)
-    return tuple((state, counts[state]) for state in STATES if counts[state])
+    """(state, how many) in the order of STATES, zeros left out. Diverged runs are counted apart: they say something about the arm."""
+    counts = Counter("failed: diverged" if (row.state, row.ending) == ("failed", "diverged") else row.state for row in rows)
+    words = [word for state in STATES for word in ((state, "failed: diverged") if state == "failed" else (state,))]
+    return tuple((word, counts[word]) for word in words if counts[word])
 
 
 def spread(values: "pd.Series[float]") -> Spread | None:

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hpc.gather import Gathered, RunRow
+from hpc.states import label
 from hpc.stats import ArmSummary, Difference, Spread, count_states
 
 #: Below this many columns numbers and their spread stand on two lines.
@@ -101,7 +102,9 @@ def problem_lines(gathered: Gathered) -> list[str]:
 
 
 def _problem(row: RunRow) -> str:
-    words = dict.fromkeys(word for word in (row.state, row.ending, row.reason) if word)
+    words = dict.fromkeys(word for word in (label(row.state, row.ending), row.ending, row.reason) if word)
+    if row.state == "failed":
+        words.pop(row.ending or "", None)  # the label has it
     return f"{row.slug} ({row.run_id}): {': '.join(words)}"
 
 

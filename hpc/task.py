@@ -14,11 +14,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hpc import code_snapshot, requeue, slurm
 from hpc.paths import Plan, Submission, Submissions, SweepFolder
+from hpc.place import Place
 from seresnet.errors import ConfigError
 from seresnet.signals import StopFlag
 
@@ -37,6 +38,8 @@ class Job:
     restart_count: int = 0
     signal_delay_s: float = 60.0
     end_time: float | None = None  # as Slurm last said
+    walltime_s: float | None = None  # of each attempt of the job, as Slurm granted it
+    lost_node: str | None = None  # what is said of a node of ours that is gone; see hpc.nodes
 
     def is_over(self) -> bool:
         """Whether the end of the time has come so near that we must stop; asks Slurm again before it says so."""
@@ -52,7 +55,7 @@ class Job:
         """Ask Slurm why we were told to stop."""
         if self.job_id is None:
             return requeue.Verdict(ending="stopped", requeue=False, reason="told to stop, outside of SLURM")
-        return requeue.judge(slurm.job_facts(self.job_id), self.restart_count, time.time(), self.signal_delay_s)
+        return requeue.judge(slurm.job_facts(self.job_id), self.restart_count, time.time(), self.signal_delay_s, self.lost_node)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +71,14 @@ class Task:
     code_dir: Path  # working directory of ranks, so that they import the snapshot
     env: Mapping[str, str]
     rank_command: Sequence[str] = RANK_COMMAND
+    at_a_time: int = 1  # runs that train side by side
+    place: Place = field(default_factory=Place)  # this supervisor among those of the task's nodes
+    site: Mapping[str, object] = field(default_factory=dict)  # as the submission had it
+
+    @property
+    def has_shared_gpu_contexts(self) -> bool:
+        """Whether a fatal GPU fault of one run takes its siblings along: side by side under the site's MPS."""
+        return self.at_a_time > 1 and bool(self.site.get("mps_comment"))
 
     def should_stop(self) -> str | None:
         """Why the task has to stop now: a signal, or the end of its time."""
@@ -97,6 +108,9 @@ def read_task(sweep: SweepFolder, name: str, stop: StopFlag, rank_command: Seque
         code_dir=code_dir.resolve(),
         env=_environment(os.environ, site),
         rank_command=rank_command,
+        at_a_time=submission.at_a_time if submission else 1,
+        place=Place.of(os.environ),
+        site=site,
     )
 
 
@@ -125,9 +139,11 @@ def _look_at_job(environ: Mapping[str, str], signal_delay_s: float, stop: StopFl
     facts = slurm.job_facts(job_id)
     if facts is not None and facts.is_preempted and stop.signal_name is None:
         stop.signal_name = "preempted during start-up"
-    end_time = facts.end_time if facts is not None else None
-    log.info("job=%s restart=%d end_time=%s host=%s", job_id, slurm.restart_count(environ), end_time, socket.gethostname())
-    return Job(job_id=job_id, restart_count=slurm.restart_count(environ), signal_delay_s=signal_delay_s, end_time=end_time)
+    restarts = slurm.restart_count(environ)
+    start_time, end_time = (facts.start_time, facts.end_time) if facts is not None else (None, None)
+    log.info("job=%s restart=%d end_time=%s host=%s", job_id, restarts, end_time, socket.gethostname())
+    walltime_s = end_time - start_time if start_time is not None and end_time is not None else None
+    return Job(job_id=job_id, restart_count=restarts, signal_delay_s=signal_delay_s, end_time=end_time, walltime_s=walltime_s)
 
 
 def _environment(environ: Mapping[str, str], site: Mapping[str, object]) -> dict[str, str]:

@@ -25,6 +25,10 @@ class Worker:
         from hpc.paths import SweepFolder
 
         _remove_stale_results()
+        if task.startswith("trial/"):  # hpc.trials.PREFIX
+            from hpc import trial_task
+
+            os._exit(trial_task.main_task(SweepFolder(Path(self.sweep)), task, stop))
         os._exit(supervisor.main_task(SweepFolder(Path(self.sweep)), task, stop))
 
 

@@ -35,8 +35,8 @@ ENDING_OF_EXIT: dict[int, str] = {
 
 
 #: Every ending that is ever written, and what it says of a run whose result is still to come. interrupted: nothing was wrong with the
-#: run, a later attempt goes on. cancelled: by its user, who may launch again. failed: a person must look. finished: the attempt was
-#: complete, so its result was moved away, or more epochs are asked for now.
+#: run, a later attempt goes on. cancelled: by its user or the site; only --retry takes it again. failed: a person must look. finished:
+#: the attempt was complete, so its result was moved away, or more epochs are asked for now.
 AFTER_ENDING: dict[str, After] = {
     "finished": "finished",
     "preempted": "interrupted",
@@ -45,7 +45,9 @@ AFTER_ENDING: dict[str, After] = {
     "stopped": "interrupted",
     "fenced": "interrupted",
     "unknown": "interrupted",
+    "interrupted": "interrupted",
     "cancelled": "cancelled",
+    "cancelled_by_site": "cancelled",
     "crashed": "failed",
     "killed": "failed",
     "hung": "failed",
@@ -65,3 +67,17 @@ def ending_of_status(status: int) -> str:
     if status == -9:
         return "killed"
     return ENDING_OF_EXIT.get(status, "crashed")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory of the GPU or the host ran out, in the words of torch, CUDA, cuBLAS, NCCL and Python."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    words = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory", "Cannot allocate memory")
+    return isinstance(error, RuntimeError | OSError) and any(word in str(error) for word in words)
+
+
+def is_gpu_fault(reason: str) -> bool:
+    """Whether a crash is one that takes the GPU's other users along where they share a context (MPS)."""
+    words = ("CUDA error", "CUDA_ERROR", "CUDNN_STATUS_EXECUTION_FAILED", "CUBLAS_STATUS_EXECUTION_FAILED", "device-side assert")
+    return any(word in reason for word in words)

@@ -3,14 +3,21 @@
 Appending is the writer's business, publishing is hpc.mirror's. One invariant: a torn last line loses that line and no other.
 """
 
+import heapq
 import json
+import math
 import os
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from seresnet.durable import fsync_folder
-from seresnet.record_types import misfits
+from seresnet.durable import DISK, fsync_folder
+from seresnet.record_types import plain_kinds
 from seresnet.run_folder import RunFolder
+
+#: Bytes that read_last takes at a time: some ten lines.
+_BLOCK = 4096
+_ABSENT = object()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,23 +58,91 @@ def append(folder: RunFolder, record: EpochRecord) -> None:
 
 def read(folder: RunFolder) -> list[EpochRecord]:
     """All epochs in order, each once: of several records of one step the highest generation's, of those the last."""
+    return read_noting(folder)[0]
+
+
+def read_noting(folder: RunFolder) -> tuple[list[EpochRecord], dict[str, int]]:
+    """What read gives, and the number of torn or foreign lines of each file that has any, by its name."""
     merged: dict[int, EpochRecord] = {}
-    for path in sorted(folder.metrics.glob("g*.jsonl"), key=lambda path: int(path.stem[1:]) if path.stem[1:].isdigit() else -1):
-        for record in filter(None, map(parse, path.read_bytes().splitlines())):
-            known = merged.get(record.step)
-            if known is None or record.generation >= known.generation:
-                merged[record.step] = record
-    return [merged[step] for step in sorted(merged)]
+    bad: dict[str, int] = {}
+    for name in _names(folder):
+        lines = [line for line in (folder.metrics / name).read_bytes().splitlines() if line.strip()]
+        records = [record for record in map(parse, lines) if record is not None]
+        _merge(merged, records)
+        if len(records) < len(lines):
+            bad[name] = len(lines) - len(records)
+    return [merged[step] for step in sorted(merged)], bad
+
+
+def read_last(folder: RunFolder, count: int) -> list[EpochRecord]:
+    """The last `count` of what read gives, from the ends of the files: a line of status must not cost 900 lines of journal.
+
+    Every file is taken to be in the order of its steps, as one attempt writes it.
+    """
+    merged: dict[int, EpochRecord] = {}
+    for name in reversed(_names(folder)):
+        # Of equal generations the later line wins within a file; across files the higher generation does, in whatever order.
+        found: dict[int, EpochRecord] = {}
+        for record in filter(None, map(parse, _lines_backwards(folder.metrics / name))):
+            known = found.get(record.step)
+            if known is None or record.generation > known.generation:
+                found[record.step] = record
+            # Once a file falls below what newer ones have given, the rest of it is older still.
+            if len(found) > count or (len(merged) >= count and record.step < min(heapq.nlargest(count, merged))):
+                break
+        merged = {**found, **{step: known for step, known in merged.items() if step not in found or _is_at_least(known, found[step])}}
+    return [merged[step] for step in sorted(merged)[-count:]]
 
 
 def parse(line: bytes) -> EpochRecord | None:
     """The record of one line; None if it was torn by a kill, or is of somebody else's making."""
     try:
         value = json.loads(line)
-        record = EpochRecord(**{key.name: value[key.name] for key in fields(EpochRecord)})
-    except (ValueError, KeyError, TypeError):
+    except ValueError:
         return None
-    return None if misfits(record) else record
+    if not isinstance(value, dict):
+        return None
+    kept = {}
+    for name, kinds in plain_kinds(EpochRecord):
+        item = value.get(name, _ABSENT)
+        if type(item) not in kinds or (type(item) is float and not math.isfinite(item)):
+            return None
+        kept[name] = item
+    return EpochRecord(**kept)
+
+
+def _merge(merged: dict[int, EpochRecord], records: Iterable[EpochRecord]) -> None:
+    for record in records:
+        known = merged.get(record.step)
+        if known is None or _is_at_least(record, known):
+            merged[record.step] = record
+
+
+def _is_at_least(record: EpochRecord, other: EpochRecord) -> bool:
+    return record.generation >= other.generation
+
+
+def _names(folder: RunFolder) -> list[str]:
+    """Names of the journal's files, lowest generation first; those that are no generation's come before."""
+    names = [name for name in DISK.names(folder.metrics) if name.startswith("g") and name.endswith(".jsonl")]
+    return sorted(names, key=lambda name: int(stem) if (stem := name[1 : -len(".jsonl")]).isdigit() else -1)
+
+
+def _lines_backwards(path: Path) -> Iterator[bytes]:
+    """The lines of a file, last one first, read in blocks from its end."""
+    with open(path, "rb") as file:
+        place = file.seek(0, os.SEEK_END)
+        rest = b""
+        while place > 0:
+            size = min(_BLOCK, place)
+            place -= size
+            file.seek(place)
+            first, *lines = (file.read(size) + rest).splitlines(keepends=True)
+            # The first line of a block may have begun in the block before.
+            rest = first
+            yield from reversed(lines)
+        if rest:
+            yield rest
 
 
 def _ends_with_newline(path: Path) -> bool:

@@ -8,7 +8,8 @@ import logging
 import math
 import os
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from seresnet.progress import EpochBar
 from seresnet.run_folder import CheckpointName, RunFolder, RunRecord, TrainResult
 from seresnet.signals import StopFlag
 from seresnet.state import TrainState, first_nonfinite, state_digest
+from seresnet.watchdog import Watchdog
 from seresnet.world import Agreement, World
 
 log = logging.getLogger("seresnet")
@@ -55,17 +57,20 @@ class Attempt:
     config: RunConfig
     generation: int
     base: str | None  # file name of the checkpoint that the claim names
+    watchdog: Watchdog = field(default_factory=Watchdog)  # is told of all progress
 
 
-def train(attempt: Attempt, world: World, stop: StopFlag) -> TrainResult | None:
-    """Train the run to its last epoch; the result on rank 0, None on the others.
+def train(attempt: Attempt, world: World, stop: StopFlag, trainer: "Callable[..., Trainer] | None" = None) -> TrainResult | None:
+    """Train the run to its last epoch; the result on rank 0, None on the others. trainer: instead of Trainer, see seresnet.trial.
 
     Raises Stopped after a stop request, Diverged, and ToolkitErrors for what the user or the files are to blame for.
     """
-    arrays = open_data(attempt.config, world)
+    if attempt.config.train.compile:
+        attempt.watchdog.expect_compiling()
+    arrays = open_data(attempt.config, world, attempt.watchdog)
     record = pin(attempt.folder, attempt.record, attempt.config, attempt.generation, facts_now(arrays, world), write=world.is_main)
     engine, splits = build_engine(attempt.config, arrays, world)
-    return Trainer(replace(attempt, record=record), engine, splits, arrays, stop).run()
+    return (trainer or Trainer)(replace(attempt, record=record), engine, splits, arrays, stop).run()
 
 
 def make_deterministic(config: RunConfig) -> None:
@@ -83,10 +88,11 @@ def make_deterministic(config: RunConfig) -> None:
     torch.backends.cudnn.benchmark = False
 
 
-def open_data(config: RunConfig, world: World) -> Arrays:
+def open_data(config: RunConfig, world: World, watchdog: Watchdog | None = None) -> Arrays:
     """The prepared array, verified; built by the first rank of each node where it is missing (a purged file, a fresh node)."""
     folder = data_dir(config.data, os.environ)
-    path = prepare(config.data, folder) if world.local_rank == 0 else None
+    report = (lambda stage, done, total: watchdog.beat()) if watchdog is not None else None
+    path = prepare(config.data, folder, progress=report) if world.local_rank == 0 else None
     world.sum(torch.ones(1, dtype=torch.int64))  # nobody reads before every node has built
     return load_arrays(path or find_prepared(config.data, folder) or prepare(config.data, folder))
 
@@ -94,7 +100,8 @@ def open_data(config: RunConfig, world: World) -> Arrays:
 def facts_now(arrays: Arrays, world: World) -> dict[str, Any]:
     """What tier T1 needs to be the same, beside the numeric keys."""
     versions = {f"version of {package}": version for package, version in provenance.versions().items()}
-    return {"data_digest": arrays.digest, "world_size": world.size, "device": device_name(world), **versions}
+    layout = {"world_size": world.size, "ranks_per_node": world.local_size}
+    return {"data_digest": arrays.digest, **layout, "device": device_name(world), **versions}
 
 
 def device_name(world: World) -> str:
@@ -178,6 +185,7 @@ class Trainer:
 
     def _between_steps(self) -> None:
         """What the ranks agreed on at the previous step: give up, stop, or save."""
+        self.attempt.watchdog.step()
         # With several ranks the answer comes one step late: what was offered is not offered again meanwhile, or each save came twice.
         offer = not self.save_offered and self._is_save_due(1.0)
         self.save_offered = self.save_offered or offer
@@ -208,7 +216,8 @@ class Trainer:
         record = self._epoch_record(epoch, sums, validation, self.last_test, started, trained, train_seconds)
         if engine.world.is_main:
             self.unwritten.append(record)
-            self._write_down_epochs()
+            with self.attempt.watchdog.saving():
+                self._write_down_epochs()
             log.info("%s", _epoch_line(record, self.epochs))
 
     def _write_down_epochs(self) -> None:
@@ -224,10 +233,14 @@ class Trainer:
         """None for an empty split; a stop request ends the evaluation, and what it had is discarded."""
         if len(split) == 0:
             return None
-        result = evaluate(self.engine, split, lambda: self.agreement.agree(self.stop.is_set, False, False)[0])
+        result = evaluate(self.engine, split, self._must_stop_evaluating)
         if result is None:
             self._stop_here()
         return result
+
+    def _must_stop_evaluating(self) -> bool:
+        self.attempt.watchdog.beat()
+        return self.agreement.agree(self.stop.is_set, False, False)[0]
 
     def _epoch_record(
         self, epoch: int, sums: EpochSums, val: Evaluation | None, test: Evaluation, started: float, trained: int, train_seconds: float
@@ -274,7 +287,8 @@ class Trainer:
         if self.writer is None:
             return None
         state = self.engine.state(sums)
-        self.writer.save(state, epoch_boundary=self.engine.at_epoch_end, best=best, final=final, stop=stop)
+        with self.attempt.watchdog.saving():  # waits where two saves are under way
+            self.writer.save(state, epoch_boundary=self.engine.at_epoch_end, best=best, final=final, stop=stop)
         return state
 
     def _stop_here(self) -> None:
@@ -305,9 +319,13 @@ class Trainer:
         state = self._save(self.engine.epoch_sums(), final=True)
         if state is None or self.writer is None:
             return None
-        if not self.writer.close():
+        with self.attempt.watchdog.saving():
+            return self._write_result(state, self.writer)
+
+    def _write_result(self, state: TrainState, writer: CheckpointWriter) -> TrainResult:
+        if not writer.close():
             self._raise_if_not_the_disks_fault()
-            raise OSError(f"the final save did not become durable: {self.writer.last_error}")
+            raise OSError(f"the final save did not become durable: {writer.last_error}")
         self._write_down_epochs()
         if self.unwritten:
             raise OSError(f"{len(self.unwritten)} epochs could not be written into {self.attempt.folder.metrics}")

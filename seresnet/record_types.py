@@ -34,6 +34,19 @@ def conforms(value: Any, hint: Any) -> bool:
 
 
 @functools.cache
+def plain_kinds(kind: type) -> tuple[tuple[str, frozenset[type]], ...]:
+    """(field, types that its values may have) of a dataclass of plain values: the same rule as misfits, compiled for many records."""
+    return tuple((name, frozenset(_plain(hint))) for name, hint in _hints(kind).items())
+
+
+def _plain(hint: Any) -> tuple[type, ...]:
+    if typing.get_origin(hint) is types.UnionType:
+        return tuple(kind for part in typing.get_args(hint) for kind in _plain(part))
+    assert isinstance(hint, type), f"{hint} is not a plain type"
+    return (float, int) if hint is float else (hint,)
+
+
+@functools.cache
 def _hints(kind: type) -> dict[str, Any]:
     # Resolving the annotations takes longer than reading a journal's line.
     hints = typing.get_type_hints(kind)

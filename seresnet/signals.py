@@ -4,6 +4,7 @@ One invariant: once an attempt is at its first optimiser step no handler ends th
 """
 
 import ctypes
+import functools
 import os
 import signal
 import sys
@@ -53,6 +54,13 @@ def die_with_parent(expected_parent: int | None = None) -> None:
     """
     if not sys.platform.startswith("linux"):
         return
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    prctl()(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if expected_parent is not None and os.getppid() != expected_parent:
         os._exit(1)
+
+
+@functools.cache
+def prctl() -> Callable[[int, int], int]:
+    """Linux's prctl(), loaded at the first call: a forked child of a process with threads must not be the one to load it."""
+    call: Callable[[int, int], int] = ctypes.CDLL(None, use_errno=True).prctl
+    return call

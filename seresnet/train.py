@@ -5,6 +5,7 @@ ending into an exit code and a record. What is trained is recipe.py's business.
 """
 
 import argparse
+import contextlib
 import logging
 import os
 import socket
@@ -19,10 +20,11 @@ from seresnet.config import RunConfig, run_id, slug, to_dict
 from seresnet.config_file import config_from_dict, explain, read_run_config
 from seresnet.durable import write_json_durably
 from seresnet.errors import ConfigError, OwnedElsewhereError, ToolkitError
-from seresnet.exits import ENDING_OF_EXIT, Exit
+from seresnet.exits import ENDING_OF_EXIT, Exit, is_out_of_memory
 from seresnet.pinning import refuse_numeric_change, refuse_other_experiment, with_config
 from seresnet.run_folder import RunFolder, RunRecord, is_finished
 from seresnet.signals import StopFlag
+from seresnet.watchdog import Watchdog, dump_stacks
 
 if TYPE_CHECKING:
     from seresnet.world import World
@@ -43,26 +45,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder, config = _folder_and_config(args)
     except ToolkitError as error:
         print(error, file=sys.stderr)
-        return int(Exit.USER_ERROR) if "SERESNET_GENERATION" in os.environ else 2
+        return _refused(args.run_dir, rank, str(error))
     _start_logging(rank, None if "SERESNET_GENERATION" in os.environ else folder)
-    process = _Process(folder, config, rank, allow_numeric_change=args.allow_numeric_change)
+    process = _Process(folder, config, rank, allow_numeric_change=args.allow_numeric_change, trial_steps=args.trial)
     process.run()
 
 
 class _Process:
     """The state of this rank's ending: who it is, and what it got to."""
 
-    def __init__(self, folder: RunFolder, config: RunConfig, rank: int, *, allow_numeric_change: bool) -> None:
+    def __init__(
+        self, folder: RunFolder, config: RunConfig, rank: int, *, allow_numeric_change: bool, trial_steps: int | None = None
+    ) -> None:
         self.folder, self.config, self.rank = folder, config, rank
-        self.allow_numeric_change = allow_numeric_change
+        self.allow_numeric_change, self.trial_steps = allow_numeric_change, trial_steps
         self.supervised = "SERESNET_GENERATION" in os.environ
         self.generation = int(os.environ["SERESNET_GENERATION"]) if self.supervised else None
         self.world: World | None = None
+        self.watchdog = Watchdog(rank)
 
     def run(self) -> NoReturn:
         """Train, and leave with the code that says how it ended."""
         stop = StopFlag()
         stop.install(at_once=lambda name: self.leave(Exit.STOPPED, f"{name} before the first step", part=False))
+        self.watchdog.start(self._bark)
         try:
             code, reason = self._train(stop)
         except BaseException as error:
@@ -84,12 +90,18 @@ class _Process:
         sys.stderr.flush()
         os._exit(code)
 
+    def _bark(self, idle_s: float) -> NoReturn:
+        """The watchdog's last act, in its thread: say where everything stands, then end, whatever hangs."""
+        if self.generation is not None:
+            dump_stacks(self.folder.stacks(self.generation, self.rank))
+        self.leave(Exit.WATCHDOG, f"no step for {idle_s:.0f} s on rank {self.rank}; the stacks are in attempts/", part=False)
+
     def _train(self, stop: StopFlag) -> tuple[int, str]:
         if is_finished(self.folder, self.config.train.epochs):
             return Exit.FINISHED, "finished before; nothing to do"
         owned = self._own() if self.rank == 0 else None
         try:
-            from seresnet import recipe, world  # torch takes seconds: the handlers, the claim and its heart are in place
+            from seresnet import recipe, trial, world  # torch takes seconds: the handlers, the claim and its heart are in place
         except ModuleNotFoundError as error:
             raise ConfigError(f"{error.name} is not installed for {sys.executable}. Use the environment of `make setup`.") from error
 
@@ -103,11 +115,12 @@ class _Process:
             config=self.config,
             generation=claim.generation,
             base=claim.base,
+            watchdog=self.watchdog,
         )
         if self.rank == 0:
             self._introduce(recipe.device_name(self.world))
         try:
-            recipe.train(attempt, self.world, stop)
+            recipe.train(attempt, self.world, stop, trial.trial_of(self.trial_steps) if self.trial_steps else None)
         except recipe.Stopped as stopped:
             return Exit.STOPPED, str(stopped)
         except recipe.Diverged as diverged:
@@ -164,6 +177,16 @@ class _Process:
             log.error("cannot record the ending: %s", error)
 
 
+def _refused(run_dir: Path | None, rank: int, reason: str) -> int:
+    """The code for a config or command line that cannot be used; under a supervisor with the whole reason for its end record."""
+    if run_dir is None or "SERESNET_GENERATION" not in os.environ:
+        return 2
+    facts = {"code": int(Exit.USER_ERROR), "ending": ENDING_OF_EXIT[Exit.USER_ERROR], "reason": reason[:2000], "rank": rank}
+    with contextlib.suppress(OSError):
+        write_json_durably(RunFolder(path=run_dir).rank_exit(int(os.environ["SERESNET_GENERATION"]), rank), facts)
+    return int(Exit.USER_ERROR)
+
+
 def _classify(error: BaseException) -> tuple[int, str]:
     """Exit code and one-line reason of what ended the rank; the traceback goes to the log for what only a developer can mend."""
     reason = f"{type(error).__name__}: {error}"
@@ -172,7 +195,7 @@ def _classify(error: BaseException) -> tuple[int, str]:
     if isinstance(error, ToolkitError):
         return Exit.USER_ERROR, str(error)
     traceback.print_exc()
-    if type(error).__name__ == "OutOfMemoryError":
+    if is_out_of_memory(error):
         return Exit.GPU_OUT_OF_MEMORY, reason
     return 1, reason
 
@@ -221,8 +244,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--allow-numeric-change", action="store_true", help="go on with other numeric keys than at the first start (tier T2)"
     )
+    parser.add_argument("--trial", type=_positive, metavar="STEPS", help="try the run: so many steps, save, exit; again: resume, evaluate")
     parser.add_argument("override", nargs="*", metavar="key=value", help="for example optim.lr=0.05 train.device=cpu")
     return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of steps. Use 1 or more")
+    return int(text)
 
 
 if __name__ == "__main__":

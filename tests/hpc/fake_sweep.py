@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from hpc.paths import Plan, PlannedFolder, SweepFolder, WandbSettings
+from hpc import slurm
+from hpc.paths import Plan, PlannedFolder, Submission, Submissions, SweepFolder, WandbSettings
 from seresnet import journal
 from seresnet.attempts import Owner
 from seresnet.config import DataConfig, ModelConfig, RunConfig, TrainConfig, run_id, slug, to_dict
@@ -66,14 +68,29 @@ class FakeSweep:
     def of(self, arm: str, seed: int) -> RunFolder:
         return self.run(self.ids[arm, seed])
 
-    def attempt(self, arm: str, seed: int, ending: str | None = None, reason: str = "", generation: int = 1) -> None:
-        """An attempt that ended so, or that has not ended."""
-        folder = self.of(arm, seed)
-        owner = Owner(host="node1", pid=1, facts={"commit": COMMIT, "code_digest": "abcd1234abcd1234"})
+    def attempt(
+        self,
+        arm: str,
+        seed: int,
+        ending: str | None = None,
+        reason: str = "",
+        generation: int = 1,
+        hours: float = 0.0,
+        job: str | None = None,
+    ) -> None:
+        """An attempt that ended so, or that has not ended. hours: how long ago it started; it ended half of that later."""
+        folder, now = self.of(arm, seed), time.time()
+        facts = {"commit": COMMIT, "code_digest": "abcd1234abcd1234"}
+        owner = Owner(host="node1", pid=1, array_job_id=job, started=now - 3600 * hours if hours else 0.0, facts=facts)
         claim = {"schema": 1, "generation": generation, "base": None, "owner": asdict(owner)}
         folder.claim(generation).write_text(json.dumps(claim))
         if ending:
-            folder.end(generation).write_text(json.dumps({"ending": ending, "reason": reason}))
+            when = {"time": now - 1800 * hours} if hours else {}
+            folder.end(generation).write_text(json.dumps({"ending": ending, "reason": reason, **when}))
+
+    def beat(self, arm: str, seed: int, generation: int = 1) -> None:
+        """The attempt's owner lives, wherever it is."""
+        self.of(arm, seed).beat(generation).write_text("1")
 
     def train(self, arm: str, seed: int, epochs: range, generation: int = 1, durable: int | None = None) -> None:
         """Journal records of these epochs, and a checkpoint that covers epochs up to durable (default: all)."""
@@ -95,6 +112,44 @@ class FakeSweep:
         for arm, seed in self.ids:
             self.finish(arm, seed)
         return self
+
+
+def in_every_state(root: Path) -> tuple[FakeSweep, dict[str, slurm.ListedJob]]:
+    """Twelve runs of which every state has one (two failed), and the queue that goes with it: array 7 of submission 0001."""
+    sweep = FakeSweep(root, seeds=6, epochs=300)
+    runs = list(sweep.ids)
+    jobs: dict[str, slurm.ListedJob] = {}
+
+    def listed(place: int, state: str, reason: str = "None", start: float | None = None) -> None:
+        name = f"{sweep.plan.sweep}-{sweep.plan.salt}-0001"
+        jobs[f"7_{place}"] = slurm.ListedJob(job_id=f"7_{place}", name=name, state=state, reason=reason, start=start)
+
+    sweep.attempt(*runs[0], "finished", hours=4, job="7_0")
+    sweep.train(*runs[0], range(1, 301))
+    result(*runs[0], 300, sweep.ids[runs[0]], sweep.plan).write(sweep.of(*runs[0]))
+    sweep.attempt(*runs[1], "preempted", hours=3, job="7_1")
+    sweep.attempt(*runs[1], hours=1, job="7_1", generation=2)
+    sweep.beat(*runs[1], generation=2)
+    sweep.train(*runs[1], range(1, 142), generation=2)
+    listed(1, "RUNNING", start=time.time() - 3600)
+    listed(2, "PENDING", "QOSMaxGRESPerUser", start=time.time() + 7200)
+    listed(3, "RUNNING")
+    sweep.attempt(*runs[4], "timed_out", "over the time limit of the job", hours=6, job="7_4")
+    sweep.train(*runs[4], range(1, 200))
+    listed(4, "PENDING", "Priority")
+    sweep.attempt(*runs[5], "user_error", "data.path: /scratch/cifar/train.tar does not exist.\nPut it there.", hours=1, job="7_5")
+    sweep.attempt(*runs[6], "diverged", "loss is not finite at step 1410, twice from the same checkpoint", hours=2, job="7_6")
+    sweep.train(*runs[6], range(1, 142))
+    sweep.attempt(*runs[7], "cancelled", "SIGTERM, and the job is CANCELLED: by the user or the site", hours=2, job="7_7")
+    sweep.attempt(*runs[8], "stopped", "asked to stop", hours=2, job="7_8")
+    sweep.train(*runs[8], range(1, 20))
+    sweep.attempt(*runs[9], hours=2, job="7_9")
+    sweep.attempt(*runs[10], "finished", hours=2, job="7_10")
+    sweep.train(*runs[10], range(1, 251))
+    result(*runs[10], 250, sweep.ids[runs[10]], sweep.plan).write(sweep.of(*runs[10]))
+    entry = Submission(id="0001", created=0, code="0001", mode="slurm", tasks=tuple(sweep.plan.tasks), job_id="7", state="submitted")
+    Submissions().with_entry(entry).write(sweep.folder)
+    return sweep, jobs
 
 
 def _wobble(*parts: object) -> float:

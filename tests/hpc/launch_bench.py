@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from hpc import launcher, slurm
+from hpc import launch_session, launcher, limits, slurm
 from hpc.launcher import Request, launch
 from hpc.paths import Plan, Submissions, SweepFolder
 from seresnet import attempts
@@ -37,10 +37,14 @@ class Bench:
         self.file.write_text(SWEEP)
         self.sent: list[dict[str, Any]] = []
         self.listed: dict[str, slurm.ListedJob] | None = {}
+        self.limits = limits.Limits()  # of a cluster that says nothing of itself
         self.refusal: str | None = None
         self.records_at_sbatch: list[Submissions] = []
         monkeypatch.setattr(slurm, "submit_array", self._submit)
         monkeypatch.setattr(slurm, "listed_jobs", lambda: self.listed)
+        monkeypatch.setattr("hpc.estimate.ask_slurm", lambda draft: "now, says the bench")
+        monkeypatch.setattr(launch_session, "live_limits", lambda site: self.limits)
+        monkeypatch.setattr(limits, "live_limits", lambda site: self.limits)
         monkeypatch.setattr(launcher, "require_sbatch", lambda site: None)
         monkeypatch.setattr(launcher, "ensure_prepared", lambda runs: None)
 

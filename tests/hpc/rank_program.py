@@ -2,7 +2,9 @@
 in the environment's RANK_ACTS, a line or a semicolon each.
 
 `finish`, `exit N`, `kill` (itself, -9), `save` (a checkpoint with a higher step, then the next word), `serve` (until SIGTERM, then
-save and exit 75), `deaf` (ignores SIGTERM), `rank1:ACT` (that act for rank 1, and serve for the others). Past the last line: finish.
+save and exit 75), `deaf` (ignores SIGTERM), `rank1:ACT` (that act for rank 1, and serve for the others), `fault` (a crash of the GPU),
+`freeze` (stops itself after a word of progress), `eat MB` (so much memory, then serve), `await PATTERN` (until the sweep has such a
+file, then the next word). Past the last line: finish.
 """
 
 import json
@@ -58,6 +60,23 @@ def serve() -> None:
     leave(75, "stopped")
 
 
+def fault() -> None:
+    write_json_durably(
+        FOLDER.rank_exit(GENERATION, RANK), {"code": 1, "ending": "crashed", "reason": "CUDA error: an illegal memory access"}
+    )
+    os._exit(1)
+
+
+def freeze() -> None:
+    (Path(os.environ["SERESNET_PROGRESS"]) / f"progress-{RANK}").write_text("1 0.4")
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def wait_for(pattern: str) -> None:
+    while not any(FOLDER.path.parent.glob(pattern)) and not told_to_stop:
+        time.sleep(0.02)
+
+
 def on_stop(number: int, frame: object) -> None:
     global told_to_stop
     told_to_stop = True
@@ -67,6 +86,12 @@ def act(words: list[str]) -> None:
     if words[0] == "save":
         save()
         act(words[1:])
+    elif words[0] == "eat":
+        memory = [b"x" * (1 << 20) for _ in range(int(words[1]))]
+        serve() if memory else None
+    elif words[0] == "await":
+        wait_for(words[1])
+        act(words[2:])
     elif words[0].startswith("rank1:"):
         act([words[0].removeprefix("rank1:"), *words[1:]] if RANK == 1 else ["serve"])
     elif words[0] == "exit":
@@ -77,11 +102,13 @@ def act(words: list[str]) -> None:
         (FOLDER.path / f"serving-{GENERATION}-{RANK}").write_text(str(os.getpid()))
         time.sleep(600)
     else:
-        {"finish": finish, "serve": serve}[words[0]]()
+        {"finish": finish, "serve": serve, "fault": fault, "freeze": freeze}[words[0]]()
 
 
 if __name__ == "__main__":
     (FOLDER.path / f"environment-{RANK}").write_text("\n".join(f"{name}={value}" for name, value in os.environ.items()))
+    if hasattr(os, "sched_getaffinity"):
+        (FOLDER.path / f"cpus-{RANK}").write_text(" ".join(map(str, sorted(os.sched_getaffinity(0)))))
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     (FOLDER.path / f"blocked-{RANK}").write_text(" ".join(sorted(signal.Signals(number).name for number in blocked)))
     acts = FOLDER.path / "acts.txt"

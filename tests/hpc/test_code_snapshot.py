@@ -65,3 +65,16 @@ def test_a_snapshot_of_a_snapshot_keeps_its_commit(tmp_path: Path) -> None:
 
 def test_code_outside_of_git_has_no_commit(tmp_path: Path) -> None:
     assert provenance.commit_and_dirty(tmp_path) == (None, None)
+
+
+def test_changes_name_every_file_that_differs_and_how(tmp_path: Path) -> None:
+    for root in (tmp_path / "old", tmp_path / "new"):
+        for name in ("hpc/a.py", "hpc/b.py", "seresnet/c.py"):
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_text("x = 1\n")
+    (tmp_path / "new/hpc/a.py").write_text("x = 2\n")
+    (tmp_path / "new/hpc/b.py").unlink()
+    (tmp_path / "new/seresnet/d.py").touch()
+    (tmp_path / "new/seresnet/d.pyc").touch()
+    assert code_snapshot.changes(tmp_path / "old", tmp_path / "old") == ()
+    assert code_snapshot.changes(tmp_path / "old", tmp_path / "new") == ("changed hpc/a.py", "removed hpc/b.py", "added seresnet/d.py")

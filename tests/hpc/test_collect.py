@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from fake_sweep import FakeSweep
+from fake_sweep import FakeSweep, in_every_state
 from rich.console import Console
 
 from hpc import collect
 from hpc.gather import gather
+from hpc.states import Queue, run_states
 from hpc.stats import runs_frame
-from hpc.tables import Comparison, headline, print_table
+from hpc.tables import Comparison, headline, print_table, problem_lines
 from seresnet.run_folder import RunFolder
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -88,7 +89,7 @@ def test_every_planned_run_is_a_row_of_the_csv(tmp_path: Path) -> None:
     shutil.rmtree(sweep.of("baseline", 2).path)
     collect_text(sweep)
     frame = pd.read_csv(sweep.folder.path / "runs.csv")
-    assert list(frame["state"]) == ["finished", "finished", "missing", "finished", "failed", "unfinished"]
+    assert list(frame["state"]) == ["finished", "finished", "new", "finished", "failed", "lost"]
     assert frame["reason"][2] == "its folder is gone"
     assert frame["reason"][4] == "RuntimeError: expected scalar type Float"
     assert frame["reason"][5] == "attempt 2 has not ended, or nobody could write how"
@@ -97,17 +98,18 @@ def test_every_planned_run_is_a_row_of_the_csv(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("ending", "state"),
     [
-        ("preempted", "unfinished"),
-        ("timed_out", "unfinished"),
-        ("node_failed", "unfinished"),
-        ("stopped", "unfinished"),
-        ("finished", "unfinished"),  # without a result.json
+        ("preempted", "stopped"),
+        ("timed_out", "stopped"),
+        ("node_failed", "stopped"),
+        ("stopped", "stopped"),
+        ("finished", "stopped"),  # without a result.json
         ("user_error", "failed"),
         ("out_of_memory", "failed"),
         ("hung", "failed"),
         ("killed", "failed"),
-        ("diverged", "diverged"),
+        ("diverged", "failed"),
         ("cancelled", "cancelled"),
+        ("cancelled_by_site", "cancelled"),
     ],
 )
 def test_state_of_a_run_without_result_follows_its_newest_ending(tmp_path: Path, ending: str, state: str) -> None:
@@ -120,7 +122,7 @@ def test_state_of_a_run_without_result_follows_its_newest_ending(tmp_path: Path,
 
 def test_first_line_says_partial_and_mixed(tmp_path: Path) -> None:
     first = headline(gather([mixed_sweep(tmp_path).folder.path]))
-    assert first.startswith("PARTIAL: 3 of 6 runs finished (1 failed, 1 unfinished, 1 missing).")
+    assert first.startswith("PARTIAL: 3 of 6 runs finished (1 failed, 1 lost, 1 new).")
     assert "MIXED devices: cpu: AMD EPYC 9R14; cuda: NVIDIA H100." in first and "MIXED tiers: T1; T2." in first
 
 
@@ -134,11 +136,33 @@ def test_mixed_code_is_said_on_the_first_line(tmp_path: Path) -> None:
     assert headline(gather([sweep.folder.path])).endswith("MIXED code versions: 00001111; abcd1234.")
 
 
-def test_a_raised_number_of_epochs_makes_a_finished_run_unfinished(tmp_path: Path) -> None:
+def test_a_diverged_run_is_counted_apart_from_other_failures(tmp_path: Path) -> None:
+    sweep = FakeSweep(tmp_path).finish_all()
+    for seed, ending in enumerate(("crashed", "diverged")):
+        sweep.of("se", seed).result.unlink()
+        sweep.attempt("se", seed, ending, "because of a test", generation=2)
+    gathered = gather([sweep.folder.path])
+    assert headline(gathered).startswith("PARTIAL: 2 of 4 runs finished (1 failed, 1 failed: diverged).")
+    assert [line.split(": ", 1)[1] for line in problem_lines(gathered)] == [
+        "failed: crashed: because of a test",
+        "failed: diverged: because of a test",
+    ]
+
+
+def test_the_table_and_status_call_a_run_the_same(tmp_path: Path) -> None:
+    """Without a scheduler, which the table does not ask."""
+    sweep, _ = in_every_state(tmp_path)
+    rows = gather([sweep.folder.path]).rows
+    states = run_states(sweep.folder, sweep.plan, Queue())
+    assert [(row.slug, row.state, row.ending) for row in rows] == [(state.slug, state.state, state.ending) for state in states]
+    assert len({row.state for row in rows}) == 8
+
+
+def test_a_raised_number_of_epochs_asks_for_an_extension(tmp_path: Path) -> None:
     sweep = FakeSweep(tmp_path, seeds=1).finish_all()
     sweep.finish("se", 0, epochs=5)
     row = gather([sweep.folder.path]).rows[1]
-    assert (row.state, row.result) == ("unfinished", None)
+    assert (row.state, row.result) == ("extend", None)
     assert row.reason == "has a result of 5 epochs, run.yaml asks for 6"
 
 
@@ -166,7 +190,8 @@ def test_a_damaged_result_is_named_and_its_run_not_counted(tmp_path: Path, damag
     sweep = FakeSweep(tmp_path).finish_all()
     damage(sweep.of("se", 1).result)
     gathered = gather([sweep.folder.path])
-    assert [row.state for row in gathered.rows] == ["finished", "finished", "finished", "unreadable"]
+    assert [row.state for row in gathered.rows] == ["finished", "finished", "finished", "failed"]
+    assert gathered.rows[3].ending == "unreadable"
     assert len(gathered.skipped) == 1, gathered.skipped
     assert gathered.skipped[0].startswith(f"{sweep.of('se', 1).path.name}/result.json: ") and why in gathered.skipped[0]
     assert str(tmp_path) not in gathered.skipped[0]
@@ -266,7 +291,7 @@ def test_a_folder_that_is_no_sweep_and_an_unknown_arm_end_with_two_and_no_traceb
 def test_nothing_finished_still_makes_a_table(tmp_path: Path) -> None:
     sweep = FakeSweep(tmp_path)
     _, written = collect.collect([sweep.folder.path])
-    assert (sweep.folder.path / "table.md").read_text().startswith("PARTIAL: 0 of 4 runs finished (4 missing).")
+    assert (sweep.folder.path / "table.md").read_text().startswith("PARTIAL: 0 of 4 runs finished (4 new).")
     assert [path.name for path in written] == ["table.md", "runs.csv"]
 
 

@@ -76,7 +76,7 @@ def test_the_number_of_epochs_that_run_yaml_asks_for_decides(tmp_path: Any) -> N
     assert is_finished(sweep.of("se", 0)) and not is_finished(sweep.of("se", 0), epochs=7)
 
 
-@pytest.mark.parametrize(("ending", "state"), [("preempted", "unfinished"), ("crashed", "failed"), ("diverged", "diverged")])
+@pytest.mark.parametrize(("ending", "state"), [("preempted", "extend"), ("crashed", "failed"), ("diverged", "failed")])
 def test_the_table_names_a_failed_extension(tmp_path: Any, ending: str, state: str) -> None:
     sweep = FakeSweep(tmp_path, seeds=1)
     short_run(sweep, ending)
@@ -146,7 +146,7 @@ def test_a_torn_result_is_one_failed_run_and_stops_no_other(bench: Bench, capsys
     assert status.main([str(bench.sweep.path)]) == 1
     out = capsys.readouterr().out
     assert "se-s1: failed: unreadable: " in out and str(path) in out and "Move it away to train the run again." in out
-    assert [row.state for row in gather([bench.sweep.path]).rows if row.slug == "se-s1"] == ["unreadable"]
+    assert [row.state for row in gather([bench.sweep.path]).rows if row.slug == "se-s1"] == ["failed"]
 
 
 def test_a_result_whose_run_yaml_is_damaged_is_one_failed_run(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 from launch_bench import SWEEP, Bench, attempt, finish
 
-from hpc.paths import Submissions
+from hpc.paths import Plan, Submissions
 from seresnet.errors import ConfigError, SubmissionError
 
 # --- what is sent ---
@@ -117,8 +117,8 @@ def test_runs_that_sbatch_refused_are_not_queued_however_silent_squeue_is(bench:
     assert "4 runs in 2 arms: 4 to send" in bench.launch(dry_run=True)[1]
 
 
-@pytest.mark.parametrize("ending", ["preempted", "timed_out", "node_failed", "stopped", "cancelled"])
-def test_interrupted_and_cancelled_runs_are_taken_up_by_a_plain_launch(bench: Bench, ending: str) -> None:
+@pytest.mark.parametrize("ending", ["preempted", "timed_out", "node_failed", "stopped"])
+def test_interrupted_runs_are_taken_up_by_a_plain_launch(bench: Bench, ending: str) -> None:
     bench.launch()
     bench.listed = {}
     attempt(bench.run("baseline-s0"), ending)
@@ -137,6 +137,42 @@ def test_failed_runs_need_retry_and_the_launch_says_so(bench: Bench, ending: str
     bench.listed = {}
     bench.launch(retry=("failed",))
     assert ("se-s1",) in bench.tasks_sent()
+
+
+@pytest.mark.parametrize("ending", ["cancelled", "cancelled_by_site"])
+def test_cancelled_runs_need_retry_and_the_launch_says_so(bench: Bench, ending: str) -> None:
+    bench.launch()
+    bench.listed = {}
+    attempt(bench.run("se-s1"), ending)
+    _, text = bench.launch()
+    assert ("se-s1",) not in bench.tasks_sent()
+    assert f"cancelled and not sent again without --retry cancelled: se-s1 ({ending})" in text
+    bench.listed = {}
+    bench.launch(retry=("cancelled",))
+    assert bench.tasks_sent() == [("se-s1",)]
+
+
+@pytest.mark.parametrize("name", ["se-s1", "ID", "BEGINNING", "FOLDER"])
+def test_a_run_to_retry_may_be_named_in_four_ways(bench: Bench, name: str) -> None:
+    bench.launch()
+    bench.listed = {}
+    attempt(bench.run("se-s1"), "crashed")
+    run_id = Plan.read(bench.sweep).find("se-s1")
+    words = {"ID": run_id, "BEGINNING": run_id[:5], "FOLDER": bench.run("se-s1").path.name}
+    bench.launch(retry=(words.get(name, name),))
+    assert bench.tasks_sent() == [("se-s1",)]
+
+
+def test_an_arm_to_retry_means_its_runs_that_can_be_sent(bench: Bench) -> None:
+    bench.launch()
+    bench.listed = {}
+    attempt(bench.run("se-s1"), "crashed")
+    finish(bench.run("se-s0"))
+    bench.launch(retry=("se",))
+    assert bench.tasks_sent() == [("se-s1",)]
+    finish(bench.run("se-s1"))
+    with pytest.raises(ConfigError, match=r"--retry se: no run of this arm can be sent: 2 finished\."):
+        bench.launch(retry=("se",))
 
 
 def test_retry_of_a_run_sends_that_run_alone(bench: Bench) -> None:
@@ -179,7 +215,7 @@ def test_retry_that_names_no_run_says_what_a_plain_launch_would_send(bench: Benc
 def test_retry_of_a_finished_run_is_refused(bench: Bench) -> None:
     bench.launch()
     finish(bench.run("se-s1"))
-    with pytest.raises(ConfigError, match="--retry se-s1: this run is finished"):
+    with pytest.raises(ConfigError, match=r"--retry se-s1: this run is finished\. Say --rerun se-s1"):
         bench.launch(retry=("se-s1",))
 
 
@@ -203,7 +239,7 @@ def test_more_epochs_within_the_horizon_extend_finished_runs(bench: Bench) -> No
         finish(bench.run(slug), epochs=2)
     _, text = bench.launch("optim.schedule_epochs=10", "train.epochs=4")
     assert len(bench.tasks_sent()) == 4
-    assert "4 extend" in text
+    assert "extend 4 runs" in text
 
 
 def test_runs_with_more_ranks_are_an_array_of_their_own_shape(bench: Bench) -> None:

@@ -15,7 +15,7 @@ import pytest
 from launch_bench import SWEEP, Bench, attempt
 from rich.console import Console
 
-from hpc import collect, launcher, local, locks
+from hpc import collect, launch_write, launcher, local, locks
 from hpc.launch import main
 from hpc.launcher import Request, launch
 from hpc.paths import Plan, Submissions
@@ -187,6 +187,14 @@ def test_a_typo_is_file_line_key_and_nearest_key_exit_2_and_no_sbatch(bench: Ben
     assert not bench.sent and not Path("runs").exists()
 
 
+@pytest.mark.parametrize("words", [["demo.yaml"], ["--sweep", "demo.yaml", "demo.yaml", "--local"], ["typo.yml"]])
+def test_a_sweep_file_without_its_option_is_told_the_option(bench: Bench, capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+    assert main(words) == 2
+    name = words[-1] if len(words) == 1 else "demo.yaml"
+    told = f"python -m hpc.launch: {name}: a sweep's file is given by --sweep: python -m hpc.launch --sweep {name}\n"
+    assert capsys.readouterr().err == told
+
+
 def test_explain_prints_the_value_and_the_line(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--sweep", str(bench.file), "--explain", "model.width"]) == 0
     assert f"{bench.file}:3" in capsys.readouterr().out
@@ -209,7 +217,7 @@ def test_a_full_disk_is_one_line_with_the_folder(bench: Bench, monkeypatch: pyte
     def full(*args: Any) -> str:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(launcher, "snapshot_code", full)
+    monkeypatch.setattr(launch_write, "snapshot_code", full)
     assert main(["--sweep", str(bench.file), "site=slurm"]) == 2
     assert capsys.readouterr().err.startswith("runs/demo: No space left on device.")
     assert not bench.sent

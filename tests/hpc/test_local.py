@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -60,7 +61,7 @@ class LocalBench:
 
 
 def tasks(count: int, ranks: int = 1) -> list[LocalTask]:
-    return [LocalTask(name=f"0001/{index}", ranks=ranks) for index in range(count)]
+    return [LocalTask(name=f"0001/{index}", processes=ranks) for index in range(count)]
 
 
 def test_at_most_max_parallel_tasks_run_at_once(tmp_path: Path) -> None:
@@ -72,7 +73,7 @@ def test_at_most_max_parallel_tasks_run_at_once(tmp_path: Path) -> None:
 
 def test_without_a_cap_cores_decide_and_a_wide_task_runs_alone(tmp_path: Path) -> None:
     bench = LocalBench(tmp_path, 0.3)
-    bench.run([*tasks(2), LocalTask(name="0001/2", ranks=4)], Room(cores=2))
+    bench.run([*tasks(2), LocalTask(name="0001/2", processes=4)], Room(cores=2))
     spans = bench.spans()
     assert bench.most_at_once() == 2
     assert spans[2][0] >= max(stop for _, stop in spans[:2])
@@ -163,12 +164,39 @@ def test_gpus_are_leased_one_a_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         return start(sweep, task, gpus, code)
 
     monkeypatch.setattr(local, "_start", spy)
-    bench.run([LocalTask(name=f"0001/{n}", ranks=2, needs_gpus=True) for n in range(2)], Room(cores=64))
+    bench.run([LocalTask(name=f"0001/{n}", processes=2, gpus=2) for n in range(2)], Room(cores=64))
     assert bench.most_at_once() == 1, "two tasks of two ranks ran on three GPUs"
     assert [len(set(lease)) for lease in leases] == [2, 2]
 
 
 def test_cuda_without_gpus_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with pytest.raises(SubmissionError, match="this machine shows 0 GPUs"):
-        local.check_fits([LocalTask(name="0001/0", ranks=1, needs_gpus=True)])
+    with pytest.raises(SubmissionError, match="this machine shows 0"):
+        local.check_fits([LocalTask(name="0001/0", gpus=1)])
+
+
+LAUNCHER = """\
+import sys
+from pathlib import Path
+from rich.console import Console
+from hpc import local
+from hpc.paths import Submission, SweepFolder
+entry = Submission(id="0001", created=0.0, code="0001", mode="local", tasks=())
+tasks = [local.LocalTask(name=f"0001/{n}") for n in range(2)]
+local.run_local(SweepFolder(Path(sys.argv[1])), entry, tasks, local.Room(cores=2), Console(), lambda listed: [])
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells a child that its parent has died")
+def test_a_launcher_that_is_killed_leaves_children_that_save_and_end(tmp_path: Path) -> None:
+    LocalBench(tmp_path, 60.0)
+    environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    launcher = subprocess.Popen([sys.executable, "-c", LAUNCHER, str(tmp_path)], env=environ, stdout=subprocess.DEVNULL)
+    while len(list(tmp_path.glob("*.start"))) < 2:
+        time.sleep(0.05)
+    launcher.kill()
+    launcher.wait()
+    deadline = time.monotonic() + 20
+    while len(list(tmp_path.glob("*.saved"))) < 2:
+        assert time.monotonic() < deadline, "a task trains on without its launcher"
+        time.sleep(0.05)

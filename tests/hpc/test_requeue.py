@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from hpc import requeue
-from hpc.requeue import Attempt, JobFacts, judge, why_stop
+from hpc.canceller import parse_cancellers, refine, who_cancelled
+from hpc.requeue import Attempt, JobFacts, budget_of, budget_of_time_limits, canceller, judge, why_stop
 
 NOW = 1_000_000.0
 RUNNING = JobFacts(job_id="7_1", state="RUNNING", start_time=NOW - 600, end_time=NOW + 3600)
@@ -42,6 +43,9 @@ ROWS = pytest.mark.parametrize(
         pytest.param(_but(state="CANCELLED+"), "cancelled", False, id="scancel, seen while it completes"),
         pytest.param(_but(state="TIMEOUT", end_time=NOW - 300), "timed_out", True, id="the limit, seen late"),
         pytest.param(_but(start_time=None, preempt_time=NOW - 1), "preempted", True, id="no StartTime"),
+        pytest.param(_but(state="NODE_FAIL"), "node_failed", True, id="a node of the job is lost"),
+        pytest.param(_but(state="NODE_FAIL", restarts=3), "preempted", False, id="a node is lost and Slurm has requeued"),
+        pytest.param(_but(state="OUT_OF_MEMORY"), "out_of_memory", False, id="ended for its memory"),
         pytest.param(None, "stopped", False, id="no answer"),
     ],
 )
@@ -148,3 +152,63 @@ def test_budget(earlier: str, stops: bool) -> None:
 
 def test_a_spent_budget_says_what_it_was_spent_on() -> None:
     assert why_stop(_attempts("crashed killed hung")) == "3 attempts in a row without a new checkpoint: crashed, killed, hung"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "walltime_s", "limits"), [([60.0] * 3, 3600.0, 4), ([1.0], 3600.0, 2), ([], 3600.0, None), ([60.0], None, None)]
+)
+def test_time_limits_are_twice_those_planned_from_measured_epochs(
+    seconds: list[float], walltime_s: float | None, limits: int | None
+) -> None:
+    assert budget_of_time_limits(100, seconds, walltime_s) == limits  # 100 epochs of a minute are 1.7 hours
+
+
+def test_a_run_that_meets_the_time_limit_more_often_than_planned_stops_although_it_saves() -> None:
+    attempts = _attempts("timed_out+ preempted+ timed_out+ timed_out+ timed_out+")
+    assert why_stop(attempts) is None and why_stop(attempts[:-1], 4) is None
+    assert why_stop(attempts, 4) == "met the time limit 4 times, and its measured epochs allow 4"
+
+
+@pytest.mark.parametrize(
+    ("ending", "made_progress", "budget"),
+    [
+        ("crashed", False, "failures"), ("crashed", True, None), ("timed_out", True, "time limits"), ("preempted", False, "evictions"),
+        ("node_failed", True, None), ("interrupted", False, "evictions"), ("cancelled", False, None), ("user_error", False, None),
+    ],
+)  # fmt: skip
+def test_which_budget_an_ending_draws_from(ending: str, made_progress: bool, budget: str | None) -> None:
+    assert budget_of(ending, made_progress) == budget
+
+
+# --- who cancelled ---
+
+
+@pytest.mark.parametrize(("state", "uid"), [("CANCELLED by 0", 0), ("CANCELLED by 1005", 1005), ("CANCELLED", None), ("FAILED", None)])
+def test_sacct_names_who_cancelled(state: str, uid: int | None) -> None:
+    assert canceller(state) == uid
+
+
+def test_only_the_wanted_tasks_of_an_array_are_reported() -> None:
+    said = "7_0|CANCELLED by 0\n7_1|COMPLETED\n7_2|CANCELLED by 1005\n7_[3-9]|CANCELLED by 1005\n"
+    assert parse_cancellers(said, ["7_0", "7_1", "7_9"]) == {"7_0": 0}
+
+
+@pytest.mark.parametrize(
+    ("uids", "ending", "reason"),
+    [
+        ({"7_0": 1005}, "cancelled", "SIGTERM: state saved; by the user (scancel) (JobState=COMPLETING)"),
+        ({"7_0": 0}, "cancelled_by_site", "SIGTERM: state saved; by the site (root) (JobState=COMPLETING)"),
+        ({"7_0": 12}, "cancelled_by_site", "SIGTERM: state saved; by the site (uid 12) (JobState=COMPLETING)"),
+        ({}, "cancelled", "SIGTERM: state saved; by the user or the site (JobState=COMPLETING)"),
+    ],
+)
+def test_a_cancelled_ending_is_refined_by_what_accounting_says(uids: dict[str, int], ending: str, reason: str) -> None:
+    written = "SIGTERM: state saved; by the user or the site (JobState=COMPLETING)"
+    assert refine("cancelled", written, "7_0", uids, owner=1005) == (ending, reason)
+    assert refine("preempted", "x", "7_0", uids, owner=1005) == ("preempted", "x")
+
+
+def test_without_sacct_nobody_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert who_cancelled(["7_0"]) == {}
+    assert judge(_but(state="COMPLETING"), 0, NOW, 60).reason.startswith("by the user or the site")

@@ -76,7 +76,7 @@ def test_unfinished_runs_are_states_and_not_numbers(tmp_path: Path) -> None:
     sweep.finish("se", 0)
     sweep.attempt("se", 1, "crashed", "boom")
     se = summarise(gather([sweep.folder.path]), "baseline")[1]
-    assert (se.n, se.states) == (1, (("finished", 1), ("failed", 1), ("missing", 1)))
+    assert (se.n, se.states) == (1, (("finished", 1), ("failed", 1), ("new", 1)))
 
 
 def test_a_run_in_two_arms_counts_in_both(tmp_path: Path) -> None:
@@ -105,5 +105,5 @@ def test_runs_frame_keeps_whole_numbers_whole_beside_missing_runs(tmp_path: Path
     sweep = FakeSweep(tmp_path, seeds=2)
     sweep.finish("baseline", 0)
     frame = runs_frame(gather([sweep.folder.path]).rows)
-    assert list(frame["state"]) == ["finished", "missing", "missing", "missing"]
+    assert list(frame["state"]) == ["finished", "new", "new", "new"]
     assert str(frame["parameters"].iloc[0]) == "297242" and frame["parameters"].isna().sum() == 3

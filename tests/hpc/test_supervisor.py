@@ -250,7 +250,7 @@ def test_untrusted_checkpoints_are_recorded_and_never_started_over(tmp_path: Pat
 
 def test_a_run_that_cannot_be_claimed_says_why_in_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = _sweep(tmp_path, "finish")
-    monkeypatch.setattr(claims, "acquire", lambda *args: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(claims, "acquire", lambda *args, **more: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     assert _run(sweep) == 1
     assert "could not be claimed: OSError: [Errno 28] No space left" in (sweep.path / "run0/log.txt").read_text()
 

@@ -111,3 +111,34 @@ def test_a_value_that_json_does_not_have_is_refused_and_writes_nothing(folder: R
     with pytest.raises(ValueError, match="JSON"):
         journal.append(folder, record(1, train_loss=float("nan")))
     assert not folder.journal(1).exists()
+
+
+@pytest.mark.parametrize("trial", range(30))
+def test_the_last_records_are_those_at_the_end_of_all_records(folder: RunFolder, trial: int) -> None:
+    """Attempts that overlap, doubled lines, torn lines, and lines of another attempt's number; each file in the order of its steps."""
+    draw = random.Random(trial)
+    for generation in range(1, draw.randrange(2, 5)):
+        first = draw.randrange(1, 60)
+        for epoch in range(first, first + draw.randrange(1, 80)):
+            writer = draw.choice((generation, generation, generation, draw.randrange(1, 5)))
+            for _ in range(draw.choice((1, 1, 1, 2))):
+                with open(folder.journal(generation), "a") as file:
+                    file.write(
+                        json.dumps(asdict(record(epoch, writer, seconds=draw.random()))) + draw.choice(("\n", "\n", "\r\n", "\n{torn\n"))
+                    )
+    for count in (1, 2, 10, 500):
+        assert journal.read_last(folder, count) == journal.read(folder)[-count:], count
+
+
+def test_the_last_records_cost_the_end_of_a_file_only(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.journal(1).write_text("".join(json.dumps(asdict(record(epoch))) + "\n" for epoch in range(1, 1001)))
+    parsed, parse = [], journal.parse
+    monkeypatch.setattr(journal, "parse", lambda line: (parsed.append(line), parse(line))[1])
+    assert [found.epoch for found in journal.read_last(folder, 3)] == [998, 999, 1000]
+    assert len(parsed) <= 4
+
+
+def test_torn_lines_are_counted_by_file(folder: RunFolder) -> None:
+    folder.journal(1).write_text(json.dumps(asdict(record(1))) + '\n{"epoch": 2, \n\n[]\n')
+    folder.journal(2).write_text(json.dumps(asdict(record(2, 2))) + "\n")
+    assert journal.read_noting(folder) == ([record(1), record(2, 2)], {"g0001.jsonl": 2})

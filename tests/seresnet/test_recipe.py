@@ -11,6 +11,7 @@ from seresnet import journal
 from seresnet.recipe import Trainer, jitter
 from seresnet.run_folder import RunFolder
 from seresnet.signals import StopFlag
+from seresnet.watchdog import Watchdog
 
 
 class LateAgreement:
@@ -35,7 +36,10 @@ def test_a_save_that_is_offered_is_made_once() -> None:
     engine = SimpleNamespace(
         world=SimpleNamespace(is_main=True), losses=SimpleNamespace(has_diverged=False), step=0, epoch_sums=lambda: None
     )
-    loop = trainer(engine=engine, agreement=LateAgreement(), stop=StopFlag(), save_offered=False, last_save=0.0, save_interval_s=0.0)
+    attempt = SimpleNamespace(watchdog=Watchdog())
+    loop = trainer(
+        attempt=attempt, engine=engine, agreement=LateAgreement(), stop=StopFlag(), save_offered=False, last_save=0.0, save_interval_s=0.0
+    )
     saved: list[int] = []
 
     def save(sums: object) -> None:

@@ -38,16 +38,18 @@ for name, acts in zip(names, told["acts"], strict=True):
     folder = RunFolder(path=sweep.path / name)
     folder.create()
     (folder.path / "acts.txt").write_text(acts)
-    RunRecord(run_id=name, slug=name, config={**config, "train": {**config["train"], "ranks": told["ranks"]}}).write(folder)
+    RunRecord(run_id=name, slug=name, config={**config, "train": {**config["train"], **told["train"]}}).write(folder)
 (code / code_snapshot.MARK).write_text(json.dumps({"digest": code_snapshot.code_digest(code)}))
 runs = {name: PlannedFolder(slug=name, folder=name, arms=("a",)) for name in names}
 Plan(sweep="sweep", salt="0", arms={"a": tuple(names)}, runs=runs, tasks=tasks, wandb=WandbSettings(mode="disabled")).write(sweep)
 job = slurm.submit_array(
     Worker(str(sweep.path)), list(tasks), folder=sweep.logs, code_dir=code, site=site,
-    shape=slurm.TaskShape(ranks=told["ranks"]), job_name="scene",
+    shape=slurm.TaskShape(**told["train"], at_a_time=told["at_a_time"]), job_name="scene",
 )
-told_site = site.to_dict()
-entry = Submission(id="0001", created=0.0, code="0001", mode="slurm", tasks=tuple(tasks), job_id=job, state="submitted", site=told_site)
+entry = Submission(
+    id="0001", created=0.0, code="0001", mode="slurm", tasks=tuple(tasks), job_id=job, state="submitted", site=site.to_dict(),
+    at_a_time=told["at_a_time"],
+)
 Submissions(submissions=(entry,)).write(sweep)
 print(job)
 """
@@ -115,6 +117,8 @@ def submit(
     *acts: str,
     packs: list[list[str]] | None = None,
     ranks: int = 1,
+    nodes: int = 1,
+    at_a_time: int = 1,
     has_scontrol: bool = True,
     **site: Any,
 ) -> Scene:
@@ -131,7 +135,8 @@ def submit(
         "code": str(code),
         "acts": acts,
         "packs": packs or [[name] for name in names],
-        "ranks": ranks,
+        "train": {"ranks": ranks, "nodes": nodes},
+        "at_a_time": at_a_time,
         "site": settings,
     }
     done = cluster.run_as_user([sys.executable, "-c", _SUBMIT, json.dumps(told)], cwd=code)
