@@ -7,7 +7,7 @@ import contextlib
 import functools
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,17 +16,20 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from hpc.paths import Submission
 from hpc.plan_view import plain_table, state_style
-from hpc.states import RunState
+from hpc.spent import Spent, spent
+from hpc.states import RunState, label
 from seresnet import journal
 from seresnet.errors import ConfigError
-from seresnet.run_folder import RunFolder, RunRecord
+from seresnet.journal import EpochRecord
+from seresnet.run_folder import RunFolder, RunHead
 
 #: In a log a run gets a line when its state changes, and for its epochs at most this often.
 _LINE_EVERY_S = 10.0
 _LOOK_S = 1.0
-#: Below this the names of runs matter more than those of nodes.
-_NODE_FROM_WIDTH = 100
+#: Epochs over which the pace is taken.
+_PACE_EPOCHS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +41,8 @@ class RunProgress:
     epochs: int | None  # None before run.yaml is written
     test_top1_pct: float | None  # of the last epoch
     epoch_s: float | None  # median seconds of the last ten epochs
+    val_top1_pct: float | None = None  # of the last epoch; None without held-out images
+    spent: Spent | None = None
 
     @property
     def eta_s(self) -> float | None:
@@ -50,7 +55,7 @@ class RunProgress:
         """One plain line for a log."""
         parts = [f"{self.run.slug}: {self.run.state}"]
         if self.epoch:
-            parts.append(f"epoch {self.epoch}/{self.epochs or '?'}, test {_percent(self.test_top1_pct)}")
+            parts.append(f"epoch {self.epoch}/{self.epochs or '?'}, test {percent(self.test_top1_pct)}")
         if self.eta_s is not None:
             parts.append(f"{duration(self.eta_s)} left")
         if self.run.state in ("failed", "cancelled", "lost") and self.run.ending:
@@ -58,33 +63,34 @@ class RunProgress:
         return ", ".join(parts)
 
 
-def progress_of(run: RunState) -> RunProgress:
-    """Read a run's journal; a run that never started has epoch 0."""
-    records = journal.read(run.folder)
+def progress_of(run: RunState, by_job: Mapping[str, Submission] | None = None) -> RunProgress:
+    """Read the end of a run's journal; a run that never started has epoch 0. by_job: see hpc.spent. Raises nothing for what files hold."""
+    head = _head(run.folder.path, _stamp(run.folder.run_yaml))
+    records = _last_records(run)
     last = records[-1] if records else None
     return RunProgress(
         run=run,
         epoch=last.epoch if last else 0,
-        epochs=_epochs(run.folder.path, _stamp(run.folder.run_yaml)),
+        epochs=head.epochs if head else None,
         test_top1_pct=last.test_top1_pct if last else None,
-        epoch_s=statistics.median(record.seconds for record in records[-10:]) if records else None,
+        val_top1_pct=last.val_top1_pct if last and head and head.val_images else None,
+        epoch_s=statistics.median(record.seconds for record in records) if records else None,
+        spent=spent(run, head, by_job or {}),
     )
 
 
-def progress_table(console: Console, rows: Sequence[RunProgress], *, with_node: bool) -> Table:
-    """One row a run. with_node adds how often it started and, where there is room, the node: for status, not for one machine."""
-    has_room = with_node and console.width >= _NODE_FROM_WIDTH
+def progress_table(console: Console, rows: Sequence[RunProgress]) -> Table:
+    """One row a run, for the machine on which all of them run."""
     table = plain_table(console)
     table.add_column("run", overflow="fold", min_width=12)
     table.add_column("state", no_wrap=True)
-    for head in ("epoch", "test %", "left", *(("tries",) if with_node else ())):
+    for head in ("epoch", "test %", "left"):
         table.add_column(head, justify="right", no_wrap=True)
-    if has_room:
-        table.add_column("node", no_wrap=True)
     for row in rows:
-        more = [str(row.run.attempts)] if with_node else []
-        more += [(row.run.node or "-").partition(".")[0]] if has_room else []
-        table.add_row(Text(row.run.slug), Text(_state(row.run), style=state_style(row.run.state)), *_numbers(row), *more)
+        epoch = f"{row.epoch}/{row.epochs}" if row.epochs else str(row.epoch)
+        left = "-" if row.eta_s is None else duration(row.eta_s)
+        state = Text(label(row.run.state, row.run.ending), style=state_style(row.run.state))
+        table.add_row(Text(row.run.slug), state, epoch, percent(row.test_top1_pct), left)
     return table
 
 
@@ -141,7 +147,7 @@ def showing(console: Console) -> Iterator[Callable[[Callable[[], Sequence[RunPro
             if live is None:
                 lines.update(rows)
             else:
-                live.update(progress_table(console, rows, with_node=False), refresh=True)
+                live.update(progress_table(console, rows), refresh=True)
 
         yield show
 
@@ -164,17 +170,16 @@ def one_line(reason: str | None) -> str:
     return text if len(text) <= 300 else text[:297] + "..."
 
 
-def _numbers(row: RunProgress) -> list[str]:
-    epoch = f"{row.epoch}/{row.epochs}" if row.epochs else str(row.epoch)
-    return [epoch, _percent(row.test_top1_pct), "-" if row.eta_s is None else duration(row.eta_s)]
-
-
-def _state(run: RunState) -> str:
-    return f"failed: {run.ending}" if run.state == "failed" else run.state
-
-
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
+    """Two digits, or a dash."""
     return "-" if value is None else f"{value:.2f}"
+
+
+def _last_records(run: RunState) -> list[EpochRecord]:
+    try:
+        return journal.read_last(run.folder, _PACE_EPOCHS)
+    except OSError:
+        return []
 
 
 def _stamp(path: Path) -> int:
@@ -185,10 +190,9 @@ def _stamp(path: Path) -> int:
 
 
 @functools.lru_cache(maxsize=4096)
-def _epochs(folder: Path, stamp: int) -> int | None:
-    """train.epochs of run.yaml; cached by the file's time stamp, because YAML is slow to parse."""
+def _head(folder: Path, stamp: int) -> RunHead | None:
+    """What run.yaml asks for; cached by the file's time stamp, because a watch looks again and again."""
     try:
-        epochs = RunRecord.read(RunFolder(path=folder)).config["train"]["epochs"]
-    except (ConfigError, KeyError, TypeError):
+        return RunHead.read(RunFolder(path=folder))
+    except ConfigError:
         return None
-    return epochs if isinstance(epochs, int) else None

@@ -1,24 +1,43 @@
 """What has become of each run of a sweep: read from the run folders first, then from one look at whoever runs its tasks.
 
-Shared by launch (what is missing?) and status (what is going on?). Deciding is a pure function of the facts of one run; nothing is
-written here. One invariant: a run is never called missing while a scheduler or a launcher may still have it.
+Shared by launch (what is missing?), status (what is going on?) and collect (what is in the table?), so that all use one table of
+words. Deciding is a pure function of the facts of one run; nothing is written here. One invariant: a run is never called missing
+while a scheduler or a launcher may still have it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+from hpc.hold import cancelled_runs
 from hpc.paths import Plan, SweepFolder
 from seresnet import claims
-from seresnet.attempts import Claim, Owner
+from seresnet.attempts import Claim, End, Owner
 from seresnet.errors import ConfigError
 from seresnet.exits import after_ending
 from seresnet.run_folder import RunFolder, is_finished
 
+if TYPE_CHECKING:
+    from hpc.slurm import ListedJob
+
 State = Literal["finished", "running", "queued", "waiting", "preempted", "failed", "cancelled", "stopped", "lost", "extend", "new"]
 
-#: States that a plain relaunch submits; `failed` needs --retry.
-MISSING: tuple[State, ...] = ("new", "lost", "stopped", "cancelled", "extend")
+#: Every state, in the order in which tables count them, and what it means.
+STATES: dict[State, str] = {
+    "finished": "its result is there, with as many epochs as are asked for",
+    "running": "a process trains it now",
+    "waiting": "its task runs, and has another run of its pack in hand or starts right now",
+    "preempted": "interrupted, and queued again: it goes on by itself",
+    "queued": "in the scheduler's queue",
+    "failed": "a person must look; --retry failed sends it again",
+    "cancelled": "by its user or the site; --retry cancelled sends it again",
+    "stopped": "interrupted, and nobody has it: the next launch sends it",
+    "lost": "its process is gone and said nothing: the next launch sends it",
+    "extend": "finished, and more epochs are asked for now: the next launch sends it",
+    "new": "never started: the next launch sends it",
+}
+#: States that a plain relaunch submits; `failed` and `cancelled` need --retry.
+MISSING: tuple[State, ...] = ("new", "lost", "stopped", "extend")
 #: States in which somebody has the run.
 OWNED: tuple[State, ...] = ("running", "queued", "waiting", "preempted")
 
@@ -30,6 +49,20 @@ class Queue:
     tasks: Mapping[str, Literal["pending", "running"]] = field(default_factory=dict)  # those that are still listed
     asked: frozenset[str] = frozenset()  # tasks that somebody was asked about and answered
     problem: str | None = None  # why nobody answered about the others
+    jobs: Mapping[str, "ListedJob"] = field(default_factory=dict)  # of the listed tasks that a scheduler has
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What the files of one run say; read once, judged as often as the queue is asked."""
+
+    folder: RunFolder
+    claim: Claim | None
+    end: End | None  # of that claim
+    is_beating: bool
+    is_finished: bool
+    has_short_result: bool
+    fault: str | None = None  # why nobody can tell whether it is finished
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,48 +79,92 @@ class RunState:
     attempts: int = 0
     node: str | None = None
     task: str | None = None  # the newest task that holds it
+    job: str | None = None  # of the last attempt, "123_4" as users know it
+    claim: Claim | None = None  # of the last attempt, and how it ended
+    end: End | None = None
 
 
-def run_states(sweep: SweepFolder, plan: Plan, queue: Queue, epochs: Mapping[str, int] | None = None) -> tuple[RunState, ...]:
-    """Every run of the plan, in its order. epochs: run id -> epochs asked for, by default run.yaml's."""
-    here = claims.this_process()
+def label(state: str, ending: str | None) -> str:
+    """The state as tables show it: of a failed run the class belongs to it, of a cancelled one whether it was the site."""
+    if state == "cancelled" and ending == "cancelled_by_site":
+        return "cancelled by site"
+    return f"failed: {ending}" if state == "failed" and ending else state
+
+
+def run_states(
+    sweep: SweepFolder,
+    plan: Plan,
+    queue: Queue,
+    epochs: Mapping[str, int] | None = None,
+    facts: Mapping[str, Facts] | None = None,
+) -> tuple[RunState, ...]:
+    """Every run of the plan, in its order. epochs: run id -> epochs asked for, by default run.yaml's. facts: what was read already.
+
+    A launch must not pass facts that are older than the queue: a run that ended in between would count as missing.
+    """
+    known = read_facts(sweep, plan, epochs) if facts is None else facts
     newest_task = {run_id: task for task, run_ids in plan.tasks.items() for run_id in run_ids}
-    wanted = epochs or {}
-    return tuple(run_state(sweep, plan, run_id, newest_task.get(run_id), queue, here, wanted.get(run_id)) for run_id in plan.runs)
+    cancelled = cancelled_runs(sweep, plan)
+    return tuple(state_of(plan, run_id, known[run_id], newest_task.get(run_id), queue, run_id in cancelled) for run_id in plan.runs)
 
 
-def run_state(
-    sweep: SweepFolder, plan: Plan, run_id: str, task: str | None, queue: Queue, here: Owner, epochs: int | None = None
-) -> RunState:
-    """The facts of one run and what they mean."""
-    entry, folder = plan.runs[run_id], sweep.run_folder(run_id, plan)
-    claim = claims.newest_claim(folder)
-    owner = claim.owner if claim else None
-    end = claims.read_end(folder, claim.generation) if claim else None
-    is_done, fault = _look_at_result(folder, epochs)
+def read_facts(
+    sweep: SweepFolder, plan: Plan, epochs: Mapping[str, int] | None = None, run_ids: Sequence[str] | None = None
+) -> dict[str, Facts]:
+    """The facts of runs (by default of every run) by their ids. Raises nothing for what their files hold."""
+    here, wanted = claims.this_process(), epochs or {}
+    chosen = plan.runs if run_ids is None else run_ids
+    return {run_id: facts_of(sweep.run_folder(run_id, plan), here, wanted.get(run_id)) for run_id in chosen}
+
+
+def facts_of(folder: RunFolder, here: Owner, epochs: int | None = None) -> Facts:
+    """Read one run's result, newest claim and how that ended. What cannot be read of one hides nothing of the other."""
+    is_done, is_short, unclear = _look_at_result(folder, epochs)
+    claim, end, unknown = _look_at_attempts(folder)
+    beats = claim is not None and end is None and unknown is None and is_beating(folder, claim, here)
+    return Facts(
+        folder=folder,
+        claim=claim,
+        end=end,
+        is_beating=beats,
+        is_finished=is_done,
+        has_short_result=is_short,
+        fault=unclear or unknown,
+    )
+
+
+def state_of(plan: Plan, run_id: str, facts: Facts, task: str | None, queue: Queue, is_cancelled: bool = False) -> RunState:
+    """What the facts of one run mean, beside what the queue says of its task. is_cancelled: its task leaves it alone."""
+    entry, end = plan.runs[run_id], facts.end
+    owner = facts.claim.owner if facts.claim else None
     state = decide(
-        has_result=is_done,
-        attempts=claim.generation if claim else 0,
-        has_short_result=not is_done and folder.result.exists(),
-        is_unreadable=fault is not None,
+        has_result=facts.is_finished,
+        attempts=facts.claim.generation if facts.claim else 0,
+        has_short_result=facts.has_short_result,
+        is_unreadable=facts.fault is not None,
         ending=end.ending if end else None,
-        is_beating=claim is not None and end is None and _is_beating(folder, claim, here),
+        is_beating=facts.is_beating,
         listed=_listed(task, queue),
     )
     ending, reason = (end.ending, end.reason) if end else (None, None)
-    if fault is not None and state == "failed":
-        ending, reason = "unreadable", fault
+    if facts.fault is not None and state == "failed":
+        ending, reason = "unreadable", facts.fault
+    if is_cancelled and state in (*MISSING, "queued", "waiting", "preempted"):
+        state, ending, reason = "cancelled", "cancelled", "by the user (--cancel)"
     return RunState(
         run_id=run_id,
         slug=entry.slug,
-        folder=folder,
+        folder=facts.folder,
         arms=entry.arms,
         state=state,
         ending=ending,
         reason=reason,
-        attempts=claim.generation if claim else 0,
+        attempts=facts.claim.generation if facts.claim else 0,
         node=owner.host if owner else None,
         task=task,
+        job=(owner.array_job_id or owner.raw_job_id) if owner else None,
+        claim=facts.claim,
+        end=end,
     )
 
 
@@ -130,12 +207,31 @@ def decide(
     return "lost" if attempts else "new"
 
 
-def _look_at_result(folder: RunFolder, epochs: int | None) -> tuple[bool, str | None]:
-    """Whether the run is finished, and why nobody can tell."""
+def is_beating(folder: RunFolder, claim: Claim, here: Owner) -> bool:
+    """Whether the claim's owner seems to live. On this machine its process tells; elsewhere only its beat can."""
+    owner = claim.owner
+    if owner is not None and _place(owner) == _place(here) and None not in _place(here):
+        return not claims.is_dead(owner.pid, owner.process_started)
+    return claims.is_alive(folder, claim.generation)
+
+
+def _look_at_attempts(folder: RunFolder) -> tuple[Claim | None, End | None, str | None]:
+    """(newest claim, how it ended, why nobody can tell)."""
+    claim = None
     try:
-        return is_finished(folder, epochs), None
-    except ConfigError as error:
-        return False, str(error)
+        claim = claims.newest_claim(folder)
+        return claim, claims.read_end(folder, claim.generation) if claim else None, None
+    except OSError as error:
+        return claim, None, f"{folder.attempts}: cannot be read: {error}"
+
+
+def _look_at_result(folder: RunFolder, epochs: int | None) -> tuple[bool, bool, str | None]:
+    """(finished, there is a result that is too short, why nobody can tell)."""
+    try:
+        is_done = is_finished(folder, epochs)
+        return is_done, not is_done and folder.result.exists(), None
+    except (ConfigError, OSError) as error:
+        return False, True, str(error)
 
 
 def _listed(task: str | None, queue: Queue) -> Literal["pending", "running"] | None:
@@ -144,14 +240,6 @@ def _listed(task: str | None, queue: Queue) -> Literal["pending", "running"] | N
         return None
     unknown = task not in queue.asked and queue.problem is not None
     return queue.tasks.get(task, "pending" if unknown else None)
-
-
-def _is_beating(folder: RunFolder, claim: Claim, here: Owner) -> bool:
-    """Whether the claim's owner seems to live. On this machine its process tells; elsewhere only its beat can."""
-    owner = claim.owner
-    if owner is not None and _place(owner) == _place(here) and None not in _place(here):
-        return not claims.is_dead(owner.pid, owner.process_started)
-    return claims.is_alive(folder, claim.generation)
 
 
 def _place(owner: Owner) -> tuple[str, str | None, str | None]:

@@ -5,11 +5,10 @@ Run files first, then one question to the scheduler, and none if every run is fi
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from seresnet.errors import ConfigError, ToolkitError
 
@@ -19,47 +18,80 @@ if TYPE_CHECKING:
 
 ALL_FINISHED, SOME_FAILED, STILL_TO_COME = 0, 1, 3
 
+_EPILOG = """\
+exit: 0 all finished, 1 something failed, 3 still running, waiting or to be launched again, 2 an error
+
+--watch draws again every few seconds, asks the scheduler at most every 15 s (or the site's status_every_s), and ends when
+nobody has a run any more; Ctrl-C ends it at once.
+
+"""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the state of a sweep; the exit code says it in one number."""
     args = build_parser().parse_args(argv)
     try:
-        return show(args.sweep, as_json=args.json)
+        return _run(args)
     except ToolkitError as error:
         print(error, file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # `status ... | head`
+        sys.stderr.close()
         return 2
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The arguments."""
+    from hpc.status_help import JSON_HELP
+
     parser = argparse.ArgumentParser(
         prog="python -m hpc.status",
         description="What every run of a sweep is doing.",
-        epilog="exit: 0 all finished, 1 something failed, 3 still running or waiting, 2 an error",
+        epilog=_EPILOG + JSON_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("sweep", metavar="SWEEP", type=Path, help="the sweep's folder, such as runs/ablation")
-    parser.add_argument("--json", action="store_true", help="one JSON document for programs")
+    parser.add_argument("--watch", action="store_true", help="look again and again; with --logs follow the log")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--json", action="store_true", help="one JSON document for programs")
+    how.add_argument("--logs", metavar="RUN", help="the end of a run's log, and where its task's logs are; RUN: slug or run id")
     return parser
 
 
-def show(path: Path, *, as_json: bool) -> int:
-    """Look once and print. Raises ConfigError for a folder that is no sweep's."""
-    from hpc import queues
-    from hpc.paths import Plan, Submissions, SweepFolder
-    from hpc.progress_view import progress_of
-    from hpc.states import run_states
+def _run(args: argparse.Namespace) -> int:
+    """Raises ConfigError for a folder that is no sweep's, or a run that is not in it."""
+    from hpc.paths import SweepFolder
 
-    sweep = SweepFolder(path)
+    sweep = SweepFolder(args.sweep)
     if not sweep.plan.exists():
-        raise ConfigError(f"{path}: no plan.json here, so this is not the folder of a launched sweep.{_nearby(path)}")
-    plan = Plan.read(sweep)
-    queue = queues.look(sweep, plan, Submissions.read(sweep).submissions)
-    rows = [progress_of(state) for state in run_states(sweep, plan, queue) if state.arms]
+        raise ConfigError(f"{args.sweep}: no plan.json here, so this is not the folder of a launched sweep.{_nearby(args.sweep)}")
+    if args.logs:
+        from hpc import status_logs
+
+        return status_logs.show(sweep, args.logs, follow=args.watch)
+    if args.watch and args.json:
+        raise ConfigError("--watch and --json: ask for the document again and again instead, not more often than your site allows.")
+    if args.watch:
+        from hpc import status_watch
+
+        return exit_code(status_watch.watch(sweep).rows)
+    return show(sweep, as_json=args.json)
+
+
+def show(sweep: "SweepFolder", *, as_json: bool) -> int:
+    """Look once and print."""
+    import json
+
+    from hpc import status_look
+    from hpc.status_json import to_json
+    from hpc.status_watch import print_look
+
+    look = status_look.take(sweep)
     if as_json:
-        print(json.dumps(to_json(sweep, rows, queue.problem), indent=1))
+        print(json.dumps(to_json(look), indent=1))
     else:
-        _print(rows, queue.problem)
-    return exit_code(rows)
+        print_look(look)
+    return exit_code(look.rows)
 
 
 def exit_code(rows: Sequence["RunProgress"]) -> int:
@@ -68,46 +100,6 @@ def exit_code(rows: Sequence["RunProgress"]) -> int:
     if states <= {"finished"}:
         return ALL_FINISHED
     return SOME_FAILED if states & {"failed"} else STILL_TO_COME
-
-
-def to_json(sweep: "SweepFolder", rows: Sequence["RunProgress"], problem: str | None) -> dict[str, Any]:
-    """Every row with the words of the table and without its cuts; percentages are 0..100."""
-    runs = [
-        {
-            "run_id": row.run.run_id,
-            "slug": row.run.slug,
-            "arms": list(row.run.arms),
-            "state": row.run.state,
-            "ending": row.run.ending,
-            "reason": row.run.reason,
-            "epoch": row.epoch,
-            "epochs": row.epochs,
-            "test_top1_pct": row.test_top1_pct,
-            "eta_s": row.eta_s,
-            "attempts": row.run.attempts,
-            "node": row.run.node,
-            "task": row.run.task,
-            "log": str(row.run.folder.log.relative_to(sweep.path)),
-        }
-        for row in rows
-    ]
-    return {"schema": 1, "sweep": sweep.path.name, "scheduler_problem": problem, "runs": runs}
-
-
-def _print(rows: Sequence["RunProgress"], problem: str | None) -> None:
-    from rich.text import Text
-
-    from hpc.launch_text import failures
-    from hpc.plan_view import make_console, states_text
-    from hpc.progress_view import progress_table
-
-    console = make_console()
-    console.print(progress_table(console, rows, with_node=True))
-    console.print(Text(f"\n{len(rows)} runs: {states_text([row.run.state for row in rows])}", style="bold"))
-    if problem:
-        console.print(Text(f"note: {problem}; runs that it may have are shown as queued"), soft_wrap=True)
-    for line in failures([row.run for row in rows]):
-        console.print(Text(line), soft_wrap=True)
 
 
 def _nearby(path: Path) -> str:

@@ -1,6 +1,7 @@
 """Status: the state of each run from its files and one look at the queue, the words of the table, and the exit code."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from io import StringIO
@@ -9,11 +10,12 @@ from typing import Literal
 
 import pytest
 from fake_sweep import FakeSweep
+from launch_bench import Bench
 from rich.console import Console
 
-from hpc import slurm, status
+from hpc import hold, slurm, status
 from hpc.paths import Submission, Submissions
-from hpc.progress_view import LineLog, duration, progress_of, progress_table
+from hpc.progress_view import LineLog, duration, progress_of
 from hpc.states import Queue, RunState, decide, run_states
 from seresnet import attempts
 from seresnet.attempts import Claim, Owner
@@ -66,6 +68,8 @@ Listed = Literal["pending", "running"] | None
         (False, 1, "timed_out", False, "pending", "preempted"),
         (False, 1, "preempted", False, None, "stopped"),
         (False, 1, "cancelled", False, None, "cancelled"),
+        (False, 1, "cancelled_by_site", False, None, "cancelled"),
+        (False, 1, "cancelled", False, "pending", "queued"),
         (False, 1, "a word of a later version", False, None, "failed"),
         (False, 1, "diverged", False, None, "failed"),
         (False, 1, "finished", False, None, "stopped"),
@@ -84,6 +88,27 @@ def test_all_finished_is_exit_0_and_asks_no_scheduler(sweep: FakeSweep, monkeypa
     finish_all(sweep)
     monkeypatch.setattr(slurm, "listed_jobs", lambda: pytest.fail("the scheduler was asked"))
     assert status.main([str(sweep.folder.path)]) == 0
+
+
+def test_a_sweep_that_the_user_cancelled_is_exit_3_and_names_the_command(
+    sweep: FakeSweep, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    submit(sweep)
+    finish_all(sweep)
+    sweep.of("se", 1).result.unlink()
+    sweep.attempt("se", 1, "cancelled", "by the user (scancel)", generation=2)
+    monkeypatch.setattr(slurm, "listed_jobs", lambda: {})
+    assert status.main([str(sweep.folder.path)]) == 3
+    out = capsys.readouterr().out
+    assert "se-seed1: cancelled: by the user (scancel)" in out
+    assert "    python -m hpc.launch --sweep YOUR_SWEEP.yaml --retry cancelled" in out.splitlines()
+
+
+def test_a_run_that_its_user_cancelled_before_it_began_is_cancelled_and_not_new(sweep: FakeSweep) -> None:
+    task = next(iter(sweep.plan.tasks))
+    hold.cancel(sweep.folder, {task: sweep.plan.tasks[task]})
+    assert [state.state for state in states_of(sweep).values()] == ["cancelled", "new", "new", "new"]
+    assert [state.state for state in states_of(sweep, {task: "pending"}).values()] == ["cancelled", "new", "new", "new"]
 
 
 def test_running_and_queued_runs_are_exit_3(sweep: FakeSweep, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -125,23 +150,37 @@ def states_of(sweep: FakeSweep, tasks: Mapping[str, Literal["pending", "running"
 
 def test_json_says_what_the_table_says(sweep: FakeSweep, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     submit(sweep)
-    monkeypatch.setattr(slurm, "listed_jobs", lambda: {})
+    monkeypatch.setattr(slurm, "listed_jobs", lambda: listed(j7_1="PENDING"))
     sweep.train("se", 0, range(1, 3))
-    claim(sweep, "se", 0, Owner(host="n1", pid=1), "crashed", "a reason")
+    sweep.attempt("se", 0, "crashed", "a reason", hours=2)
     status.main([str(sweep.folder.path), "--json"])
-    runs = {run["run_id"]: run for run in json.loads(capsys.readouterr().out)["runs"]}
+    document = json.loads(capsys.readouterr().out)
+    runs = {run["run_id"]: run for run in document["runs"]}
     found = runs[sweep.ids["se", 0]]
-    assert {key: found[key] for key in ("state", "ending", "reason", "epoch", "epochs", "attempts", "node")} == {
+    assert {key: found[key] for key in ("state", "ending", "reason", "epoch", "epochs", "attempts", "node", "epoch_s", "gpu_hours")} == {
         "state": "failed",
         "ending": "crashed",
         "reason": "a reason",
         "epoch": 2,
         "epochs": 6,
         "attempts": 1,
-        "node": "n1",
+        "node": "node1",
+        "epoch_s": 4.5,
+        "gpu_hours": 0.0,
     }
+    assert found["cpu_hours"] == document["cpu_hours"] == pytest.approx(1, abs=0.01)
+    assert runs[sweep.ids["baseline", 1]]["pending_reason"] == "Priority"
     assert (sweep.folder.path / found["log"]).parent.is_dir()
-    assert len(runs) == 4
+    assert (document["schema"], document["states"], len(runs)) == (2, {"new": 2, "queued": 1, "failed": 1}, 4)
+
+
+def test_help_names_every_key_of_the_json(sweep: FakeSweep, capsys: pytest.CaptureFixture[str]) -> None:
+    status.main([str(sweep.folder.path), "--json"])
+    document = json.loads(capsys.readouterr().out)
+    with pytest.raises(SystemExit):
+        status.main(["--help"])
+    words = set(re.findall(r"\w+", capsys.readouterr().out))
+    assert {*document, *document["runs"][0]} - {"schema"} <= words
 
 
 def test_a_silent_scheduler_is_said_and_its_runs_count_as_queued(
@@ -157,20 +196,6 @@ def test_a_folder_without_a_plan_names_the_sweeps_nearby(sweep: FakeSweep, capsy
     assert status.main(["runs/dmo"]) == 2
     assert "no plan.json here" in (error := capsys.readouterr().err)
     assert "Sweeps: runs/demo." in error
-
-
-@pytest.mark.parametrize("width", [80, 200])
-def test_a_row_is_one_line_at_this_width(sweep: FakeSweep, width: int) -> None:
-    sweep.train("se", 0, range(1, 3))
-    claim(sweep, "se", 0, Owner(host="gpu-node-with-a-long-name-0123.cluster.example.org", pid=1), "out_of_memory")
-    text = StringIO()
-    console = Console(file=text, width=width, force_terminal=True, color_system=None)
-    console.print(progress_table(console, [progress_of(state) for state in states_of(sweep).values()], with_node=True))
-    lines = [line for line in text.getvalue().splitlines() if "seed" in line]
-    assert len(lines) == 4
-    assert all("out_of_memory" in line and "2/6" in line for line in lines if "se-seed0" in line)
-    assert max(map(len, text.getvalue().splitlines())) <= width
-    assert ("gpu-node-with-a-long-name-0123" in text.getvalue()) == (width == 200)
 
 
 def test_time_left_is_the_median_epoch_times_what_is_left(sweep: FakeSweep) -> None:
@@ -198,3 +223,10 @@ def test_a_log_gets_a_line_for_each_change_and_none_without(sweep: FakeSweep) ->
 )
 def test_durations_read_well(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_the_command_that_goes_on_names_the_file_that_was_launched(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    bench.launch()
+    bench.listed = {}
+    assert status.main([str(bench.sweep.path)]) == 3
+    assert "    python -m hpc.launch --sweep demo.yaml" in capsys.readouterr().out.splitlines()
