@@ -204,8 +204,26 @@ def test_an_unknown_ring_names_the_valid_ones(tmp_path: Path) -> None:
 
 def test_rings_over_half_an_hour_fail_only_under_ring_full() -> None:
     slow = rings["RingResult"](name="unit", seconds=1801.0, passed=1)
-    assert rings["faults"]([slow], full=False) == []
-    assert rings["faults"]([slow], full=True) == ["the rings took 30 minutes, 30 are allowed"]
+    assert rings["faults"]([slow], full=False, seconds=1801.0) == []
+    assert rings["faults"]([slow], full=True, seconds=1801.0) == ["the rings took 30 minutes, 30 are allowed"]
+
+
+def test_the_shares_of_the_slurm_ring_hold_every_file_once_and_count_as_one_ring() -> None:
+    lanes = rings["lanes_of"](rings["find_rings"](Path("tests")))
+    files = sorted(argument for lane in lanes for name, arguments in lane for argument in arguments if name == "slurm")
+    assert len(lanes) == 3 and files == sorted(map(str, Path("tests/slurm").glob("test_*.py")))
+    shares = [rings["RingResult"](name="slurm", seconds=seconds, passed=2, failed=1) for seconds in (3.0, 4.0)]
+    (whole,) = rings["merged"](shares)
+    assert (whole.seconds, whole.passed, whole.failed) == (4.0, 4, 2)
+
+
+def test_a_ring_that_runs_beside_others_is_shown_and_counted(tmp_path: Path) -> None:
+    (tmp_path / "tests/slurm").mkdir(parents=True)
+    for name in ("one", "two"):
+        (tmp_path / f"tests/slurm/test_{name}.py").write_text(f"def test_{name}(): assert {name == 'one'}\n")
+    done = counted(tmp_path, "def test_passes(): pass\n", RING="full")
+    assert done.stdout.splitlines()[-1] == "2 passed, 1 failed, 0 skipped"
+    assert done.returncode == 1 and "FAILED tests/slurm/test_two.py::test_two" in done.stdout
 
 
 def test_every_folder_of_tests_is_in_a_ring() -> None:

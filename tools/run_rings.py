@@ -1,11 +1,11 @@
 """Runs the tests ring by ring, each in a pytest of its own, and adds them up: seconds a ring, what was skipped and why.
 
-RING unset: what this machine can do in minutes. RING=full: everything, no skip but a GPU's, within 30 minutes. RING=NAME: that ring, whole.
+RING unset: what this machine can do in minutes. RING=full: everything, no skip but a GPU's, within 30 minutes, the slurm ring beside the
+others because it mostly waits. RING=NAME: that ring, whole.
 Leaves to tests/conftest.py which tests a machine can run. Its one invariant: tests that vanish count as failures, never as nothing.
 """
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -50,34 +50,100 @@ def find_rings(tests: Path) -> dict[str, list[str]]:
     return {**({"unit": unit} if unit else {}), **{name: [str(tests / name)] for name in others}}
 
 
-def run_ring(name: str, arguments: list[str], stop_at: float) -> RingResult:
-    """Run pytest over one ring; stop_at is on the monotonic clock."""
-    print(f"\n=== ring {name}: {' '.join(arguments)}", flush=True)
-    start = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        record = Path(folder, "junit.xml")
-        # A session of its own: what a test leaves running can be ended with it, and Ctrl-C reaches it only through us.
-        process = subprocess.Popen([sys.executable, "-m", "pytest", f"--junitxml={record}", *arguments], start_new_session=True)
-        note = wait(process, stop_at)
-        return read_record(name, record, process.returncode, time.monotonic() - start, note)
+def lanes_of(rings: dict[str, list[str]]) -> list[list[tuple[str, list[str]]]]:
+    """What may run side by side: the rings one after another, and beside them the slurm ring in two shares, which mostly waits."""
+    plain = [(name, arguments) for name, arguments in rings.items() if name != "slurm"]
+    if "slurm" not in rings or not plain:
+        return [list(rings.items())]
+    shares: list[list[Path]] = [[], []]
+    # The largest files first, each to the share that is smaller so far: size stands for seconds.
+    for path in sorted(TESTS.glob("slurm/test_*.py"), key=lambda path: (-path.stat().st_size, path.name)):
+        min(shares, key=lambda share: sum(known.stat().st_size for known in share)).append(path)
+    return [plain, *([("slurm", [str(path) for path in sorted(share)])] for share in shares if share)]
 
 
-def wait(process: "subprocess.Popen[bytes]", stop_at: float) -> str:
-    """Wait until stop_at; then ask for an orderly end, then kill. Returns why it was cut short, or ""."""
+class RunningRing:
+    """One pytest over one ring, or over a share of it. Beside others its output is kept and shown when it has ended."""
+
+    def __init__(self, name: str, arguments: list[str], *, is_alone: bool) -> None:
+        self.name, self.note, self._start = name, "", time.monotonic()
+        self._folder = tempfile.TemporaryDirectory()
+        self._record, self._log = Path(self._folder.name, "junit.xml"), Path(self._folder.name, "output.txt")
+        print(f"\n=== ring {name}: {' '.join(arguments)}{'' if is_alone else ' (output when it has ended)'}", flush=True)
+        command = [sys.executable, "-m", "pytest", f"--junitxml={self._record}", *arguments]
+        with open(self._log, "wb") as output:
+            # A session of its own: what a test leaves running can be ended with it, and Ctrl-C reaches it only through us.
+            self.process = subprocess.Popen(
+                command, start_new_session=True, stdout=None if is_alone else output, stderr=None if is_alone else subprocess.STDOUT
+            )
+
+    def result(self) -> RingResult:
+        """After its end: what it did, its output shown first."""
+        seconds = time.monotonic() - self._start
+        if text := self._log.read_text(errors="replace"):
+            print(f"\n=== ring {self.name}: output\n{text}", flush=True)
+        found = read_record(self.name, self._record, self.process.returncode, seconds, self.note)
+        self._folder.cleanup()
+        return found
+
+    def end(self, note: str) -> None:
+        """Ask for an orderly end, then kill."""
+        self.note = note
+        self.process.send_signal(signal.SIGINT)
+        try:
+            self.process.wait(timeout=TEARDOWN_S)
+        except (subprocess.TimeoutExpired, KeyboardInterrupt):
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
+def run_lanes(lanes: list[list[tuple[str, list[str]]]], stop_at: float) -> list[RingResult]:
+    """Run every lane, its rings one after another, until stop_at on the monotonic clock; results in the order of their ends."""
+    results: list[RingResult] = []
+    waiting, running = [list(lane) for lane in lanes], []
     try:
-        process.wait(timeout=max(1.0, stop_at - time.monotonic()))
-        return ""
-    except subprocess.TimeoutExpired:
-        note = f"stopped after {HARD_LIMIT_S // 60} minutes of tests"
+        while any(waiting) or running:
+            for lane in waiting:
+                if lane and not any(ring.lane is lane for ring in running):
+                    running.append(_InLane(lane, RunningRing(*lane.pop(0), is_alone=len(lanes) == 1)))
+            for entry in [entry for entry in running if entry.ring.process.poll() is not None]:
+                running.remove(entry)
+                results.append(entry.ring.result())
+            if time.monotonic() > stop_at:
+                return results + _end_all(running, f"stopped after {HARD_LIMIT_S // 60} minutes of tests")
+            time.sleep(0.05)
     except KeyboardInterrupt:
-        note = "interrupted"
-    process.send_signal(signal.SIGINT)
-    try:
-        process.wait(timeout=TEARDOWN_S)
-    except (subprocess.TimeoutExpired, KeyboardInterrupt):
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    return note
+        results += _end_all(running, "interrupted")
+    return results
+
+
+@dataclass
+class _InLane:
+    lane: list[tuple[str, list[str]]]
+    ring: RunningRing
+
+
+def _end_all(running: list[_InLane], note: str) -> list[RingResult]:
+    for entry in running:
+        entry.ring.end(note)
+    return [entry.ring.result() for entry in running]
+
+
+def merged(results: list[RingResult]) -> list[RingResult]:
+    """One result a ring: shares of one ring ran side by side, so the longest counts."""
+    by_name: dict[str, RingResult] = {}
+    for result in results:
+        known = by_name.setdefault(result.name, RingResult(name=result.name))
+        by_name[result.name] = RingResult(
+            name=result.name,
+            seconds=max(known.seconds, result.seconds),
+            passed=known.passed + result.passed,
+            failed=known.failed + result.failed,
+            skips=known.skips + result.skips,
+            gpu_skips=known.gpu_skips + result.gpu_skips,
+            note=", ".join(filter(None, (known.note, result.note))),
+        )
+    return list(by_name.values())
 
 
 def read_record(name: str, record: Path, returncode: int, seconds: float, note: str) -> RingResult:
@@ -102,7 +168,7 @@ def read_record(name: str, record: Path, returncode: int, seconds: float, note: 
     return RingResult(name=name, seconds=seconds, passed=passed, failed=failed, skips=skips, gpu_skips=gpu_skips, note=note)
 
 
-def faults(results: list[RingResult], full: bool) -> list[str]:
+def faults(results: list[RingResult], full: bool, seconds: float) -> list[str]:
     """What makes the whole fail: failures anywhere; under RING=full also skips and time."""
     found = [
         f"ring {result.name}: {result.failed} failed" + (f" ({result.note})" if result.note else "") for result in results if result.failed
@@ -112,7 +178,6 @@ def faults(results: list[RingResult], full: bool) -> list[str]:
     found += [
         f"ring {result.name}: skipped, but only GPU tests may be: {reason}" for result in results for reason in sorted(set(result.skips))
     ]
-    seconds = sum(result.seconds for result in results)
     if seconds > LIMIT_S:
         found.append(f"the rings took {seconds / 60:.0f} minutes, {LIMIT_S // 60} are allowed")
     return found
@@ -151,13 +216,10 @@ def main() -> int:
     # One thread a process: numeric results of tests do not depend on the machine's cores, and two cores are not fought over.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # pytest is in a session of its own: ended by us, or by nobody
-    start, results = time.monotonic(), []
-    for name, arguments in chosen_rings(ring).items():
-        result = run_ring(name, arguments, start + HARD_LIMIT_S)
-        results.append(result)
-        if re.match("stopped|interrupted", result.note):
-            break
-    found = faults(results, full=ring == "full")
+    start = time.monotonic()
+    rings = chosen_rings(ring)
+    results = merged(run_lanes(lanes_of(rings) if ring == "full" else [list(rings.items())], start + HARD_LIMIT_S))
+    found = faults(results, full=ring == "full", seconds=time.monotonic() - start)
     print(summary(results, found), flush=True)
     return 1 if found else 0
 
