@@ -23,7 +23,7 @@ _CLASS_HELP = {
     KeyClass.EXTENDABLE: "where to stop; may be raised up to the horizon",
     KeyClass.OPERATIONAL: "changes nothing that is computed",
 }
-_SWEEP_KEYS = ("base", "arms", "grid", "seeds", "pack", "site", "wandb")
+_SWEEP_KEYS = ("base", "arms", "grid", "zip", "random", "exclude", "seeds", "pack", "mail", "site", "wandb")
 
 
 @dataclass(frozen=True, kw_only=True)
