@@ -4,17 +4,16 @@ The recipe alone: hpc.alter, hpc.hold, hpc.gpu_cap and hpc.slurm_control do the 
 durable before Slurm is told, so that tasks keep to it even where Slurm is not reached.
 """
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 
-from hpc import alter, gpu_cap, hold, locks, queues, renewal, slurm_control
+from hpc import alter, gpu_cap, hold, queues, renewal, slurm_control
 from hpc.gpu_cap import cap_gpus, parallel_of
-from hpc.launcher import Request
+from hpc.launch_session import Request, planning
 from hpc.paths import Plan, Submissions, SweepFolder
 from hpc.plan_view import count, make_console
 from hpc.queued_arrays import QueuedArray, queued_arrays
@@ -24,8 +23,6 @@ from hpc.sweep import read_sweep
 from seresnet.errors import ConfigError, SubmissionError
 
 __all__ = ["Changes", "cap_gpus", "change_queued", "parallel_of"]
-
-_LOCK_WAIT_S = 120.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +63,7 @@ def change_queued(request: Request, changes: Changes, console: Console | None = 
     if request.dry_run:
         raise ConfigError("--dry-run shows what a launch would send; changes to the queue have no dry run. Leave it out.")
     sweep = find_sweep(request)
-    with _changing(sweep):
+    with planning(sweep):
         session = _look(sweep, console)
         codes = []
         if changes.hold:
@@ -90,14 +87,6 @@ def find_sweep(request: Request) -> SweepFolder:
     if not sweep.plan.exists():
         raise ConfigError(f"{sweep.path}: this sweep was never launched, so nothing of it is queued. If it lies elsewhere, say --runs-dir.")
     return sweep
-
-
-@contextlib.contextmanager
-def _changing(sweep: SweepFolder) -> Iterator[None]:
-    with locks.holding(sweep.launch_lock, wait_s=_LOCK_WAIT_S) as is_mine:
-        if not is_mine:
-            raise SubmissionError(f"{sweep.path}: a launcher has been at work here for {_LOCK_WAIT_S:.0f} s. Try again when it is done.")
-        yield
 
 
 def _look(sweep: SweepFolder, console: Console) -> _Session:

@@ -15,7 +15,7 @@ from hpc.paths import Plan, PlannedFolder, Submissions, SweepFolder, task_name
 from hpc.relaunch import Code, Diff, Wish
 from hpc.shapes import TaskShape
 from hpc.site import Site
-from hpc.states import MISSING, OWNED, Queue, RunState, State, run_states
+from hpc.states import MISSING, Queue, RunState, State, run_states
 from hpc.sweep import PlannedRun, SweepSpec
 from hpc.sweep_spec import PackRequest
 from seresnet import attempts
@@ -199,11 +199,6 @@ def known_record(folder: RunFolder) -> RunRecord | None:
         if attempts.newest_generation(folder) == 0:
             return None
         raise
-
-
-def is_owned(draft: Draft) -> bool:
-    """Whether anybody has a run of this sweep right now."""
-    return any(state.state in OWNED for state in draft.states)
 
 
 def _planned_folder(run: PlannedRun, known: PlannedFolder | None) -> PlannedFolder:

@@ -33,8 +33,11 @@ def why_held(sweep: SweepFolder) -> str | None:
     record = _read(sweep.hold)
     if not record:
         return None
-    since = time.strftime("%Y-%m-%d %H:%M", time.localtime(float(record.get("since", 0))))
-    return f"held since {since} by {record.get('by', 'somebody')}: {record.get('reason', 'no reason is written')}"
+    try:
+        since = time.strftime(" since %Y-%m-%d %H:%M", time.localtime(float(record["since"])))
+    except (KeyError, TypeError, ValueError, OverflowError, OSError):
+        since = ""  # written by hand, perhaps: what can be read of it says that it is held
+    return f"held{since} by {record.get('by', 'somebody')}: {record.get('reason', 'no reason is written')}"
 
 
 def hold(sweep: SweepFolder, by: By, reason: str) -> bool:
@@ -86,9 +89,10 @@ def note_failure(sweep: SweepFolder, plan: Plan, run_id: str, ending: str, reaso
 def _count_failure(sweep: SweepFolder, plan: Plan, run_id: str, likeness: str) -> list[str]:
     """The slugs of the runs that failed so until now."""
     record = _read(_failures(sweep))
-    ids = list(dict.fromkeys([*record.get(likeness, []), run_id]))
+    known = record.get(likeness)
+    ids = list(dict.fromkeys([*map(str, known if isinstance(known, list) else ()), run_id]))
     write_json_durably(_failures(sweep), {**record, likeness: ids})
-    return [plan.runs[known].slug if known in plan.runs else known for known in ids]
+    return [plan.runs[name].slug if name in plan.runs else name for name in ids]
 
 
 def _hold_queued(sweep: SweepFolder) -> list[str]:

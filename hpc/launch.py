@@ -23,12 +23,19 @@ cancelled ones need --retry. What was added to the file is sent; what was remove
 exit: 0 sent, finished or nothing left; 1 something did not finish; 2 an error: nothing more was sent than what "sent ..." says.
 """
 
+#: What these do is no launch; changes to the queue may be said together.
+_ALONE = ("--new-site", "--explain", "--debug")
+_QUEUED = ("--alter", "--hold", "--release", "--cancel")
+#: What only means something at a launch.
+_LAUNCHING = ("--dry-run", "--wait", "--retry", "--code", "--rerun", "--drop-removed", "--renamed", "--smoke", "--calibrate")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; what a user, a cluster or a disk can cause is text and exit 2 (130: Ctrl-C), never a traceback."""
     args = build_parser().parse_intermixed_args(argv)
     try:
-        if args.new_site:
+        _refuse_mixed(args)
+        if args.new_site is not None:
             from hpc.new_site import new_site
 
             return new_site(args.new_site)
@@ -60,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             from hpc.control import Changes, change_queued
 
             return change_queued(request, Changes(**changes))
-        if args.debug:
+        if args.debug is not None:
             from hpc.debug import debug_run
 
             return debug_run(request, args.debug)
@@ -81,6 +88,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 class UsageError(Exception):
     """A command line that asks for nothing."""
+
+
+def _refuse_mixed(args: argparse.Namespace) -> None:
+    """Options of which some would be overlooked in silence: `--hold --retry failed` retries nothing."""
+    queued, alone, launching = (_given(args, names) for names in (_QUEUED, _ALONE, _LAUNCHING))
+    doing = [*alone, *queued]
+    if len(alone) + bool(queued) > 1 or {"--smoke", "--calibrate"} <= {*launching}:
+        raise UsageError(f"{' and '.join(doing or ['--smoke', '--calibrate'])} are different things to do. Say one of them at a time.")
+    if doing and doing != ["--explain"] and launching:
+        raise UsageError(f"{doing[0]} launches nothing, so {' and '.join(launching)} would do nothing beside it. Say it at a launch.")
+
+
+def _given(args: argparse.Namespace, options: Sequence[str]) -> list[str]:
+    # An empty word is something, too: --debug "$RUN" must not launch where RUN is not set.
+    return [option for option in options if getattr(args, option.strip("-").replace("-", "_")) not in (None, False, [])]
 
 
 def _refuse_files(overrides: Sequence[str]) -> None:
@@ -140,8 +162,8 @@ def _add_queued(group: argparse._ArgumentGroup) -> None:
 
 
 def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a number of tasks. Use 1 or more")
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 on. Use 1 or more")
     return int(text)
 
 

@@ -78,8 +78,11 @@ class Session:
         if not request.renamed:
             relaunch.check_source(Plan.read_or_none(self.sweep), source, self.sweep)
         code: Literal["snapshot", "new"] | None = request.code or ("new" if request.rerun else None)
-        # What is sent later, as room appears, has been set aside by the first sending.
-        rerun = request.rerun if only is None else ()
+        rerun = request.rerun
+        if only is not None:
+            # What is sent later, as room appears, has been set aside by the first sending, and runs the code of it: the working copy
+            # may have been edited since.
+            code, rerun = "snapshot", ()
         wish = Wish(retry=request.retry, rerun=rerun, code=code, drop_removed=request.drop_removed, only=only)
         return drafts.make_draft(self.spec, self.runs, self.sweep, self.site, is_local=self.is_local, wish=wish, source=source)
 

@@ -20,7 +20,7 @@ from hpc.plan_view import count
 from hpc.shapes import TaskShape
 from hpc.site import require_account
 from hpc.worker import Worker
-from seresnet.errors import ConfigError, ToolkitError
+from seresnet.errors import ConfigError, SubmissionError, ToolkitError
 
 #: Pickles under a name that no job knows are being written right now, or were left by a launcher that was killed.
 _LEFTOVER_S = 600.0
@@ -62,6 +62,15 @@ def fitted(session: Session, draft: Draft, now: Limits | None = None) -> Draft:
     # The smoke test is a task, too.
     arrays, left = launch_arrays.take(arrays, max(0, room - int(session.request.smoke)))
     return replace(draft, batches=arrays, unsent_packs=left)
+
+
+def refuse_held(session: Session) -> None:
+    """Raise SubmissionError while the sweep is held."""
+    from hpc import hold
+
+    why = hold.why_held(session.sweep)
+    if why is not None:
+        raise SubmissionError(f"{session.sweep.path}: {why}. Nothing was sent. Say --release first.")
 
 
 def visible(draft: Draft) -> list[Path]:
@@ -108,6 +117,7 @@ class _Left:
             return False
         try:
             with planning(self.session.sweep) as lock:
+                refuse_held(self.session)
                 draft = fitted(self.session, self.session.draft(self.run_ids), limits.live_limits(self.session.site))
                 if draft.batches:
                     _submit(self.session, draft, lock, self.text(draft))
@@ -212,9 +222,8 @@ def send_trial(session: Session, draft: Draft, plan: Plan, code: str) -> str:
     ids = draft.sent_run_ids or tuple(draft.runs)
     runs = trials.choose([draft.runs[run_id] for run_id in ids], kind)
     told = trials.prepare(session.sweep, runs, session.site, code=code, kind=kind)
-    job_id = trials.submit_smoke(
-        session.sweep, told, session.site, job_name=f"{plan.sweep}-{plan.salt}-{told.name.removeprefix(trials.PREFIX)}"
-    )
+    job_name = f"{plan.sweep}-{plan.salt}-{told.name.removeprefix(trials.PREFIX)}"
+    job_id = trials.submit_smoke(session.sweep, told, session.site, job_name=job_name, visible=visible(draft))
     session.say(f"sent {trials.about(told)} as job {job_id}")
     return job_id
 

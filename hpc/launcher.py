@@ -23,7 +23,7 @@ from hpc.paths import Plan
 from hpc.plan_view import make_console, print_plan
 from hpc.site import require_sbatch
 from hpc.sweep import explain_sweep, read_sweep
-from seresnet.errors import ConfigError, SubmissionError, ToolkitError
+from seresnet.errors import ConfigError, ToolkitError
 
 __all__ = ["Request", "Session", "launch", "understand"]
 
@@ -103,11 +103,8 @@ def _caught(look: Callable[[Session, Draft], None], session: Session, draft: Dra
 
 
 def _held(session: Session, draft: Draft) -> None:
-    from hpc import hold
-
-    why = hold.why_held(session.sweep) if draft.batches else None
-    if why is not None:
-        raise SubmissionError(f"{session.sweep.path}: {why}. Nothing was sent. Say --release first.")
+    if draft.batches:
+        launch_slurm.refuse_held(session)
 
 
 def _code_changed(session: Session, draft: Draft) -> None:

@@ -28,7 +28,7 @@ _POLL_S = 0.1
 _GRACE_S = 40.0
 #: A child that took the job around this launcher for its own would requeue it. SLURM_CONF is how clients find the controller; and with
 #: PYTHONSAFEPATH `python -m` does not look into the working directory, which is the snapshot.
-_NOT_FOR_CHILDREN = re.compile(r"(SLURMD?_(?!CONF$|CLUSTERS$)|SBATCH_|SRUN_|SUBMITIT_|PMIX?_|PYTHONSAFEPATH$)")
+NOT_FOR_CHILDREN = re.compile(r"(SLURMD?_(?!CONF$|CLUSTERS$)|SBATCH_|SRUN_|SUBMITIT_|PMIX?_|PYTHONSAFEPATH$)")
 
 Listed = Mapping[str, Literal["pending", "running"]]  # task -> whether it waits here or runs; those that ended are absent
 Look = Callable[[Listed], Sequence[RunProgress]]  # -> a row a run
@@ -178,7 +178,7 @@ def visible_gpus() -> list[str]:
 def _start(sweep: SweepFolder, task: LocalTask, gpus: list[str], code: Path) -> subprocess.Popen[bytes]:
     # Not the site's python: that one is for the job side, and may need its container.
     command = [*_bound(), sys.executable, "-m", "hpc.supervisor", "--sweep", str(sweep.path.resolve()), "--task", task.name]
-    environ = {name: value for name, value in os.environ.items() if not _NOT_FOR_CHILDREN.match(name)}
+    environ = {name: value for name, value in os.environ.items() if not NOT_FOR_CHILDREN.match(name)}
     if task.gpus:
         environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     log = sweep.task_log(task.name)

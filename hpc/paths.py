@@ -131,9 +131,11 @@ class Plan:
     @classmethod
     def read(cls, folder: SweepFolder) -> "Plan":
         """Raises ConfigError when there is no plan, or not one of this version."""
-        value = _read(folder.plan, PLAN_SCHEMA, "Is this the folder of a sweep? Launch it first.")
+        if not folder.plan.exists():
+            raise ConfigError(f"{folder.plan}: there is none. Is this the folder of a sweep? Launch it first.")
+        value = _read(folder.plan, PLAN_SCHEMA, "Cancel what is queued, move it away and launch again: run folders keep what they have.")
         try:
-            return cls(
+            plan = cls(
                 **{
                     **value,
                     "arms": {arm: tuple(ids) for arm, ids in value["arms"].items()},
@@ -142,8 +144,10 @@ class Plan:
                     "wandb": WandbSettings(**value["wandb"]),
                 }
             )
-        except (TypeError, KeyError, AttributeError) as error:
+            _check(plan)
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise _damaged(folder.plan, error) from error
+        return plan
 
     @classmethod
     def read_or_none(cls, folder: SweepFolder) -> "Plan | None":
@@ -268,6 +272,20 @@ def _submission(entry: Mapping[str, Any]) -> Submission:
     if not isinstance(submission.id, str) or not _is_number(submission.id):
         raise ValueError(f"id {submission.id!r} is not a number such as 0001")
     return submission
+
+
+def _check(plan: Plan) -> None:
+    """Raise ValueError for a record whose parts do not fit together; it was edited by hand, or torn."""
+    texts = {"sweep": plan.sweep, "salt": plan.salt, "source": plan.source or ""}
+    for key, value in texts.items():
+        if not isinstance(value, str):
+            raise ValueError(f"{key} is {value!r}")
+    for run_id, entry in plan.runs.items():
+        if not isinstance(entry.folder, str) or Path(entry.folder).name != entry.folder:
+            raise ValueError(f"run {run_id}: folder {entry.folder!r} is not the name of a folder beside this file")
+    for name, run_ids in (*plan.arms.items(), *plan.tasks.items()):
+        if unknown := [run_id for run_id in run_ids if run_id not in plan.runs]:
+            raise ValueError(f"{name} names run {unknown[0]!r}, which is not in it")
 
 
 def _planned_folder(entry: Mapping[str, Any]) -> PlannedFolder:

@@ -146,7 +146,7 @@ def choose_again(states: Sequence[RunState], rerun: Sequence[str], plan: Plan, q
 def _named(word: str, states: Sequence[RunState], plan: Plan, option: str, allowed: Sequence[State]) -> list[str]:
     """The runs that a word means and that are in an allowed state. Of an arm these may be some, a run must be one."""
     by_id: dict[str, str] = {state.run_id: state.state for state in states}
-    found = plan.find_all(word)
+    found = _found(word, plan, option)
     usable = [run_id for run_id in found if by_id.get(run_id) in allowed]
     if usable:
         return usable
@@ -159,6 +159,14 @@ def _named(word: str, states: Sequence[RunState], plan: Plan, option: str, allow
         "no longer asked for": "Put it back into the sweep's file.",
     }
     raise ConfigError(f"{option} {slug}: this run is {state}. {advice.get(state, 'It cannot be sent a second time.')}")
+
+
+def _found(word: str, plan: Plan, option: str) -> tuple[str, ...]:
+    words = ("all",) if option == "--rerun" else tuple(RETRY_WORDS)
+    try:
+        return plan.find_all(word)
+    except ConfigError as error:
+        raise ConfigError(f"{option} {word}: {error} Words: {', '.join(words)}.") from error
 
 
 # --- which code ---

@@ -96,8 +96,8 @@ def read_task(sweep: SweepFolder, name: str, stop: StopFlag, rank_command: Seque
         )
     submission = Submissions.read(sweep).get(name.partition("/")[0])
     site = submission.site if submission else {}
-    code_dir = _checked_code(sweep, submission) if submission else Path.cwd()
-    job = _look_at_job(os.environ, float(site.get("signal_delay_s", 60.0)), stop)
+    code_dir = checked_code(sweep, submission) if submission else Path.cwd()
+    job = look_at_job(os.environ, float(site.get("signal_delay_s", 60.0)), stop)
     return Task(
         sweep=sweep,
         name=name,
@@ -106,7 +106,7 @@ def read_task(sweep: SweepFolder, name: str, stop: StopFlag, rank_command: Seque
         stop=stop,
         series=f"{name}@{job.job_id or secrets.token_hex(4)}",
         code_dir=code_dir.resolve(),
-        env=_environment(os.environ, site),
+        env=task_environment(os.environ, site),
         rank_command=rank_command,
         at_a_time=submission.at_a_time if submission else 1,
         place=Place.of(os.environ),
@@ -114,7 +114,7 @@ def read_task(sweep: SweepFolder, name: str, stop: StopFlag, rank_command: Seque
     )
 
 
-def _checked_code(sweep: SweepFolder, submission: Submission, running: Path = code_snapshot.ROOT) -> Path:
+def checked_code(sweep: SweepFolder, submission: Submission, running: Path = code_snapshot.ROOT) -> Path:
     """The snapshot that the submission runs, if it is whole and what runs here."""
     folder = sweep.code(submission.code)
     mark = folder / code_snapshot.MARK
@@ -131,7 +131,7 @@ def _checked_code(sweep: SweepFolder, submission: Submission, running: Path = co
     return folder
 
 
-def _look_at_job(environ: Mapping[str, str], signal_delay_s: float, stop: StopFlag) -> Job:
+def look_at_job(environ: Mapping[str, str], signal_delay_s: float, stop: StopFlag) -> Job:
     """Read the end of our time, and whether we were told to stop before our handlers were in."""
     job_id = slurm.own_job_id(environ)
     if job_id is None:
@@ -146,7 +146,7 @@ def _look_at_job(environ: Mapping[str, str], signal_delay_s: float, stop: StopFl
     return Job(job_id=job_id, restart_count=restarts, signal_delay_s=signal_delay_s, end_time=end_time, walltime_s=walltime_s)
 
 
-def _environment(environ: Mapping[str, str], site: Mapping[str, object]) -> dict[str, str]:
+def task_environment(environ: Mapping[str, str], site: Mapping[str, object]) -> dict[str, str]:
     """What every child of this task is given: the site's folders, and in a SLURM job no cache under HOME."""
     env = {name: value for name, value in environ.items() if name != "PYTHONSAFEPATH"}  # ranks are found in the snapshot by `python -m`
     if site.get("data_dir") and "HPC_DATA_DIR" not in env:

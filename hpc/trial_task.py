@@ -85,10 +85,10 @@ def run_trials(sweep: SweepFolder, name: str, *, stop: StopFlag, rank_command: S
 def _look_around(sweep: SweepFolder, told: TrialTask, stop: StopFlag) -> Place:
     sent_as = Submission(id=told.name, created=0.0, code=told.code, mode="slurm", tasks=(told.name,))
     return Place(
-        job=task._look_at_job(os.environ, float(told.site.get("signal_delay_s", 60.0)), stop),
+        job=task.look_at_job(os.environ, float(told.site.get("signal_delay_s", 60.0)), stop),
         stop=stop,
-        code_dir=task._checked_code(sweep, sent_as).resolve(),
-        env=task._environment(os.environ, told.site),
+        code_dir=task.checked_code(sweep, sent_as).resolve(),
+        env=task.task_environment(os.environ, told.site),
     )
 
 

@@ -127,7 +127,7 @@ def prepare(sweep: SweepFolder, runs: Sequence[PlannedRun], site: Site, *, code:
     return told
 
 
-def submit_smoke(sweep: SweepFolder, told: TrialTask, site: Site, *, job_name: str) -> str:
+def submit_smoke(sweep: SweepFolder, told: TrialTask, site: Site, *, job_name: str, visible: Sequence[Path] = ()) -> str:
     """Send the trial as an array of one task; returns its job id, on whose success (afterok:ID) the sweep's arrays may wait."""
     from hpc import slurm
     from hpc.worker import Worker
@@ -140,6 +140,7 @@ def submit_smoke(sweep: SweepFolder, told: TrialTask, site: Site, *, job_name: s
         site=_short(site),
         shape=told.shape,
         job_name=job_name,
+        visible=visible,
     )
 
 
@@ -148,7 +149,7 @@ def run_here(sweep: SweepFolder, told: TrialTask) -> int:
     from hpc import local
 
     command = [sys.executable, "-m", "hpc.trial_task", "--sweep", str(sweep.path.resolve()), "--task", told.name]
-    environ = {name: value for name, value in os.environ.items() if not local._NOT_FOR_CHILDREN.match(name)}
+    environ = {name: value for name, value in os.environ.items() if not local.NOT_FOR_CHILDREN.match(name)}
     try:
         child = subprocess.Popen(command, cwd=sweep.code(told.code), env=environ, stdin=subprocess.DEVNULL)
     except OSError as error:

@@ -44,7 +44,7 @@ def elsewhere(kind):
     """A login node is the usual reason, so the line says what works there."""
     if kind == "launcher":
         return ". Use another node"
-    return " (a login node?). Here: make launcher. On a compute node: srun --mem=8G --time=60 make setup"
+    return " (a login node?). Here: make launcher. On a compute node: sbatch --account=ME sbatch/setup.sh"
 
 
 def target(kind):

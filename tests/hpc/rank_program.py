@@ -4,11 +4,14 @@ in the environment's RANK_ACTS, a line or a semicolon each.
 `finish`, `exit N`, `kill` (itself, -9), `save` (a checkpoint with a higher step, then the next word), `serve` (until SIGTERM, then
 save and exit 75), `deaf` (ignores SIGTERM), `rank1:ACT` (that act for rank 1, and serve for the others), `fault` (a crash of the GPU),
 `freeze` (stops itself after a word of progress), `eat MB` (so much memory, then serve), `await PATTERN` (until the sweep has such a
-file, then the next word). Past the last line: finish.
+file, then the next word). Past the last line: finish. Moments at which a stop may come: `starting N` (N seconds before its handlers
+are in, as importing torch is), `preparing` (nothing to save yet), `validating` (the epoch is durable, the rest is thrown away),
+`saving N` (the save takes N seconds). `hang`: five steps, then nothing, under the real watchdog. `starve`: until Python has no memory.
 """
 
 import json
 import os
+import resource
 import signal
 import sys
 import time
@@ -17,6 +20,7 @@ from pathlib import Path
 from seresnet import checkpoint_files
 from seresnet.durable import write_durably, write_json_durably
 from seresnet.run_folder import CheckpointName, RunFolder, RunRecord, TrainResult
+from seresnet.watchdog import Watchdog
 
 FOLDER = RunFolder(path=Path(sys.argv[-1]))
 GENERATION, RANK = int(os.environ["SERESNET_GENERATION"]), int(os.environ["RANK"])
@@ -52,12 +56,45 @@ def save() -> None:
     write_durably(FOLDER.checkpoints / str(name), payload)
 
 
-def serve() -> None:
-    (FOLDER.path / f"serving-{GENERATION}-{RANK}").write_text(str(os.getpid()))
+def say_serving() -> None:
+    part = FOLDER.path / f".serving-{GENERATION}-{RANK}"
+    part.write_text(str(os.getpid()))
+    part.rename(part.with_name(part.name[1:]))
+
+
+def serve(save_s: float = 0.0, *, saves: bool = True) -> None:
+    say_serving()
     while not told_to_stop:
         time.sleep(0.02)
-    save()
+    limit = time.monotonic() + save_s
+    while time.monotonic() < limit:
+        time.sleep(0.05)
+    if saves:
+        save()
     leave(75, "stopped")
+
+
+def validate() -> None:
+    save()
+    serve(saves=False)
+
+
+def hang() -> None:
+    watchdog = Watchdog(RANK).start(lambda idle_s: leave(76, "hung"))
+    for _ in range(5):
+        watchdog.step()
+        time.sleep(0.02)
+    time.sleep(600)
+
+
+def starve() -> None:
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), resource.RLIM_INFINITY))
+    try:
+        memory = [bytearray(1 << 20) for _ in range(1000)]
+    except MemoryError:
+        leave(80, "out_of_memory")
+    leave(1, f"{len(memory)} MB were to be had")
 
 
 def fault() -> None:
@@ -99,10 +136,16 @@ def act(words: list[str]) -> None:
     elif words[0] == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     elif words[0] == "deaf":
-        (FOLDER.path / f"serving-{GENERATION}-{RANK}").write_text(str(os.getpid()))
+        say_serving()
         time.sleep(600)
+    elif words[0] == "saving":
+        serve(float(words[1]))
+    elif words[0] == "preparing":
+        serve(saves=False)
     else:
-        {"finish": finish, "serve": serve, "fault": fault, "freeze": freeze}[words[0]]()
+        {
+            "finish": finish, "serve": serve, "fault": fault, "freeze": freeze, "validating": validate, "hang": hang, "starve": starve,
+        }[words[0]]()  # fmt: skip
 
 
 if __name__ == "__main__":
@@ -114,6 +157,10 @@ if __name__ == "__main__":
     acts = FOLDER.path / "acts.txt"
     lines = (acts.read_text() if acts.exists() else os.environ.get("RANK_ACTS", "")).replace(";", "\n").splitlines()
     words = lines[GENERATION - 1].split() if len(lines) >= GENERATION else ["finish"]
+    if words[0] == "starting":
+        say_serving()
+        time.sleep(float(words[1]))
+        words = words[2:]
     if words[0] != "deaf":
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, on_stop)

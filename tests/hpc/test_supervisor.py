@@ -173,7 +173,7 @@ def test_a_stop_before_the_start_starts_nothing(tmp_path: Path) -> None:
 
 def test_the_end_of_the_time_is_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = task.Job(job_id=None, end_time=time.time() + task.STOP_BEFORE_END_S + 0.7)
-    monkeypatch.setattr(task, "_look_at_job", lambda *args: job)
+    monkeypatch.setattr(task, "look_at_job", lambda *args: job)
     sweep = _sweep(tmp_path, "serve")
     assert (_run(sweep), _endings(sweep)) == (75, ["stopped"])
 
@@ -291,26 +291,26 @@ def test_a_task_whose_snapshot_is_gone_is_refused(tmp_path: Path) -> None:
 
 
 def test_children_find_the_code_by_their_folder() -> None:
-    assert "PYTHONSAFEPATH" not in task._environment({"PYTHONSAFEPATH": "1", "HOME": "/h"}, {})
+    assert "PYTHONSAFEPATH" not in task.task_environment({"PYTHONSAFEPATH": "1", "HOME": "/h"}, {})
 
 
 def test_folders_of_the_site_are_expanded_on_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     site = {"data_dir": "~/data", "cache_dir": "${SCRATCH}/cache/$USER"}
-    env = task._environment({"SCRATCH": "/scratch", "USER": "me"}, site)
+    env = task.task_environment({"SCRATCH": "/scratch", "USER": "me"}, site)
     assert (env["HPC_DATA_DIR"], env["TORCH_HOME"]) == ("/home/me/data", "/scratch/cache/me/torch")
 
 
 def test_an_unset_variable_is_named_and_makes_no_folder() -> None:
     with pytest.raises(ConfigError, match=r"site\.cache_dir: \$SCRATCH/cache needs \$SCRATCH, which is not set on "):
-        task._environment({}, {"cache_dir": "$SCRATCH/cache"})
+        task.task_environment({}, {"cache_dir": "$SCRATCH/cache"})
 
 
 def test_caches_of_a_job_are_on_the_node_unless_the_site_says_where(tmp_path: Path) -> None:
-    env = task._environment({"SLURM_JOB_ID": "1", "SLURM_TMPDIR": str(tmp_path), "HOME": "/h", "TORCH_HOME": "/mine"}, {})
+    env = task.task_environment({"SLURM_JOB_ID": "1", "SLURM_TMPDIR": str(tmp_path), "HOME": "/h", "TORCH_HOME": "/mine"}, {})
     assert env["XDG_CACHE_HOME"] == str(tmp_path / f"hpc-cache-{os.getuid()}") and env["TORCH_HOME"] == "/mine"
     assert Path(env["XDG_CACHE_HOME"]).stat().st_mode & 0o777 == 0o700
-    assert "XDG_CACHE_HOME" not in task._environment({"HOME": "/h"}, {})
+    assert "XDG_CACHE_HOME" not in task.task_environment({"HOME": "/h"}, {})
 
 
 # --- one run without a launcher ---

@@ -8,7 +8,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,17 +143,49 @@ def submit(
     return Scene(cluster=cluster, sweep=sweep, job_id=done.stdout.strip())
 
 
-def submit_single(cluster: Cluster, folder: Path, acts: str, *, has_scontrol: bool) -> Scene:
-    """Submit sbatch/train.sh with one run."""
+def submit_single(cluster: Cluster, folder: Path, acts: str, *, has_scontrol: bool = True, options: Sequence[str] = ()) -> Scene:
+    """Submit sbatch/train.sh with one run. options: of sbatch."""
     code = copy_code(cluster, folder / "code")
     (code / "run.yaml").write_text("train: {device: cpu, epochs: 20}\n")
     python = _python(code, has_scontrol)
     (code / "runs" / "run").mkdir(parents=True)
     cluster.give_to_user(code)
     sweep = code / "runs" / "run"
-    args = ["sbatch", "--parsable", "--gres=none", "-c1", "-p", "low", "-t5", f"--output={sweep}/job.out", "sbatch/train.sh", "run.yaml"]
-    done = cluster.run_as_user(args, cwd=code, env={"PYTHON": python, "RANK_ACTS": acts, "WANDB_MODE": "disabled"})
+    args = ["sbatch", "--parsable", "--gres=none", "-c1", "-p", "low", "-t5", f"--output={sweep}/job.out", *options]
+    done = cluster.run_as_user(
+        [*args, "sbatch/train.sh", "run.yaml"], cwd=code, env={"PYTHON": python, "RANK_ACTS": acts, "WANDB_MODE": "disabled"}
+    )
     return Scene(cluster=cluster, sweep=sweep, job_id=done.stdout.strip(), is_array=False)
+
+
+def gate(folder: Path) -> str:
+    """A line of shell that stops there until the test opens it, in every attempt before that."""
+    return f"touch {folder}/at-gate; until [ -e {folder}/gate ]; do sleep 0.1; done"
+
+
+def python_behind_gate(folder: Path) -> str:
+    """An interpreter that starts when the gate is open: what comes before Python's first handler."""
+    python = folder / "gated-python"
+    python.write_text(f'#!/bin/bash\n{gate(folder)}\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    return str(python)
+
+
+def wait_until_at_gate(scene: Scene) -> None:
+    wait_for(lambda: "1" if (scene.sweep.parent / "at-gate").exists() else "", "at the gate", scene.say)
+
+
+def open_gate(scene: Scene) -> None:
+    (scene.sweep.parent / "gate").touch()
+
+
+def assert_stays_away(scene: Scene, seconds: float = 9.0) -> None:
+    """A requeued job is back within 6 s here: see that this one is not."""
+    limit = time.monotonic() + seconds
+    while time.monotonic() < limit:
+        facts = scene.cluster.show_job(scene.task())
+        assert facts["Restarts"] == "0" and facts["JobState"] not in ("PENDING", "RUNNING"), f"it came back: {facts}\n{scene.say()}"
+        time.sleep(0.5)
 
 
 def wait_for(look: Callable[[], str], what: str, say: Callable[[], str], timeout_s: float = 40.0) -> str:
