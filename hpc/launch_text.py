@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpc import code_snapshot, local
-from hpc.draft import LEFT, Draft
+from hpc import code_snapshot, local, packing, trials
+from hpc.draft import LEFT, Batch, Draft
 from hpc.estimate import Estimate
 from hpc.login_data import data_text, distinct_data
 from hpc.plan_view import ArmRow, PlanSummary, count
 from hpc.progress_view import one_line
+from hpc.shapes import TaskShape
 from hpc.states import OWNED, RunState
 from seresnet import provenance
 
@@ -40,11 +41,16 @@ def draft_summary(draft: Draft, room: local.Room, known: Estimate | None = None)
         data=tuple(data_text(config) for config in distinct_data(list(draft.runs.values()))),
         arms=tuple(arms),
         states=tuple(state.state for state in draft.states),
-        task_ranks=tuple(max(draft.runs[run_id].config.train.ranks for run_id in pack) for batch in draft.batches for pack in batch.packs),
+        task_shapes=tuple(_shape(draft, batch, pack) for batch in draft.batches for pack in batch.packs),
         runs_to_send=len(sent),
         notes=tuple(_notes(draft)),
         estimate=known.lines() if known else (),
     )
+
+
+def _shape(draft: Draft, batch: Batch, pack: Sequence[str]) -> TaskShape:
+    # A local launch has tasks of all shapes in one batch.
+    return packing.shape_of(draft.runs[pack[0]], draft.spec.pack) if draft.is_local else batch.shape
 
 
 def nothing_left_text(draft: Draft) -> str:
@@ -106,6 +112,8 @@ def _notes(draft: Draft) -> list[str]:
     notes = [f"note: {count(len(shared), 'run')} shared by {' and '.join(arms)}, trained once" for arms, shared in _shared(draft)]
     if draft.problem:
         notes.append(f"note: {draft.problem}, so runs of earlier submissions count as queued")
+    if draft.batches and not draft.is_started:
+        notes += [f"note: the last smoke test failed: {line}" for line in trials.failures(draft.sweep)]
     return [*_edit_notes(draft), *notes, *_code_notes(draft), *_left_notes(draft)]
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from hpc import launch_text, queues
+from hpc import launch_text, queues, trials
 from hpc.launch_session import Session
 from hpc.paths import Plan, Submissions
 from hpc.progress_view import RunProgress, progress_of, showing
@@ -44,7 +44,9 @@ def wait(session: Session, send_more: Callable[[], bool] = lambda: False) -> int
 def ending(session: Session, states: Sequence[RunState]) -> int:
     """Say how it ended; 0 if every run of the sweep is finished."""
     finished = sum(state.state == "finished" for state in states)
-    session.say(f"{finished} of {len(states)} runs finished", *launch_text.failures(states), *launch_text.next_steps(session.sweep.path))
+    tried = [f"smoke test failed: {line}" for line in trials.failures(session.sweep)] if session.request.smoke else []
+    said = [f"{finished} of {len(states)} runs finished", *tried, *launch_text.failures(states)]
+    session.say(*said, *launch_text.next_steps(session.sweep.path))
     return 0 if finished == len(states) else 1
 
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from hpc.shapes import TaskShape
 from hpc.states import State
 
 #: Of a table in a file or a pipe, where nobody says how wide it may be: wide enough that nothing is folded.
@@ -50,7 +51,7 @@ class PlanSummary:
     data: tuple[str, ...]
     arms: tuple[ArmRow, ...]
     states: tuple[State, ...]  # one a run
-    task_ranks: tuple[int, ...]  # ranks of each task that will be sent
+    task_shapes: tuple[TaskShape, ...]  # of each task that will be sent
     runs_to_send: int
     notes: tuple[str, ...] = ()
     estimate: tuple[tuple[str, str], ...] = ()  # (label, text) of each line: hpc.estimate.Estimate.lines()
@@ -92,15 +93,25 @@ def print_plan(console: Console, plan: PlanSummary) -> None:
 
 
 def totals_text(plan: PlanSummary) -> str:
-    """The plan in one line: "5 runs in 3 arms: 1 finished, 4 to send as 4 tasks (3 x 1 rank, 1 x 2 ranks)."."""
+    """The plan in one line: "5 runs in 3 arms: 1 finished, 4 to send as 4 tasks (3 x 1 rank on 1 GPU, 1 x 2 ranks on 2 GPUs), 5 GPUs."."""
     known = [state for state in plan.states if state != "new"]
     parts = [states_text(known)] if known else []
     if plan.runs_to_send:
-        shapes = ", ".join(f"{n} x {count(ranks, 'rank')}" for ranks, n in sorted(Counter(plan.task_ranks).items()))
-        parts.append(f"{plan.runs_to_send} to send as {count(len(plan.task_ranks), 'task')} ({shapes})")
+        shapes = ", ".join(f"{n} x {shape_text(shape)}" for shape, n in Counter(plan.task_shapes).items())
+        parts.append(f"{plan.runs_to_send} to send as {count(len(plan.task_shapes), 'task')} ({shapes})")
+        if gpus := sum(shape.gpus * shape.nodes for shape in plan.task_shapes):
+            parts.append(count(gpus, "GPU"))
     else:
         parts.append("nothing to send")
     return f"{count(len(plan.states), 'run')} in {count(len(plan.arms), 'arm')}: {', '.join(parts)}."
+
+
+def shape_text(shape: TaskShape) -> str:
+    """What one task is: "2 ranks", "1 rank on 1 GPU", "4 runs side by side on 2 GPUs", "4 ranks on 2 nodes x 2 GPUs"."""
+    what = f"{shape.at_a_time} runs side by side" if shape.at_a_time > 1 else count(shape.ranks, "rank")
+    where = [f"{shape.nodes} nodes"] if shape.nodes > 1 else []
+    where += [count(shape.gpus, "GPU")] if shape.gpus else []
+    return f"{what} on {' x '.join(where)}" if where else what
 
 
 def states_text(states: Sequence[State]) -> str:

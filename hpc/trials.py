@@ -104,6 +104,21 @@ def read_outcomes(sweep: SweepFolder, name: str) -> dict[str, dict[str, Any]]:
         return {}
 
 
+def failures(sweep: SweepFolder) -> list[str]:
+    """Of the newest smoke test: a line for each run that did not pass; none where it passed, or has not got there."""
+    names = sorted(path.stem for path in sweep.trials.glob("smoke-*.json") if path.stem.removeprefix("smoke-").isdigit())
+    if not names:
+        return []
+    name = f"{PREFIX}{names[-1]}"
+    outcomes = read_outcomes(sweep, name)
+    try:
+        runs = TrialTask.read(sweep, name).runs
+    except ConfigError:
+        return []  # of another version: no reason to refuse a launch
+    failed = [run for run in runs if not outcomes.get(run.run_id, {"passed": True})["passed"]]
+    return [f"{', '.join(run.arms)} ({run.slug}): {outcomes[run.run_id]['reason']}\n    log: {run.folder(sweep).log}" for run in failed]
+
+
 # --- what the launcher calls ---
 
 

@@ -6,8 +6,15 @@ that of a gpu test where there is no GPU.
 """
 
 import os
+import signal
 
 import pytest
+
+
+def pytest_configure() -> None:
+    """A shell starts its background jobs with SIGINT ignored, which every child inherits: tests of Ctrl-C would wait for ever."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

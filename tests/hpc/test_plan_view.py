@@ -11,7 +11,7 @@ LONG = "the longest takes 13 h to 17 h at 60 min of walltime: 13 to 17 requeues;
 def printed(width: int, *estimate: tuple[str, str]) -> list[str]:
     text = StringIO()
     plan = PlanSummary(
-        sweep="s", folder="runs/s", site="x", code=None, data=(), arms=(), states=(), task_ranks=(), runs_to_send=0, estimate=estimate
+        sweep="s", folder="runs/s", site="x", code=None, data=(), arms=(), states=(), task_shapes=(), runs_to_send=0, estimate=estimate
     )
     print_plan(Console(file=text, width=width), plan)
     return text.getvalue().splitlines()

@@ -246,11 +246,10 @@ CUT_OFF = Wave(
     strike=cut_off_and_evict,
     rows=[
         _evicted("node cut off, its processes live on", ARRAY, array(SERVE, **ON_N1), LOST),
-        _evicted("scancel in the grace, saved by then", ARRAY, array(SERVE, **ON_N2), came_back(), cancelled_in_the_grace),
-        _evicted("scancel in the grace, while it saves", ARRAY, array("saving 4; finish", **ON_N2), gone("cancelled", "CANCELLED"),
+        # Slurm says COMPLETING with a PreemptTime, as it does when a grace is over: it may come back once (ADR 7, Consequences).
+        _evicted("scancel in the grace, while it saves", ARRAY, array("saving 4; finish", **ON_N2), came_back(), cancelled_in_the_grace),
+        _evicted("scancel in the grace, while it saves", CONTAINER, array("saving 4; finish", has_scontrol=False, **ON_N2), BY_SHELL,
                  cancelled_in_the_grace),
-        _evicted("scancel in the grace, while it saves", CONTAINER, array("saving 4; finish", has_scontrol=False, **ON_N2),
-                 gone("stopped", "CANCELLED"), cancelled_in_the_grace),
     ],
 )  # fmt: skip
 THRICE = "exit 1; exit 1; exit 1; finish"

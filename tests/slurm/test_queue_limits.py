@@ -15,6 +15,12 @@ from scenes import REPO
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(300)]
 
 TWO_ARMS = SWEEP.replace("  baseline: {{}}\n", "  baseline: {{}}\n  se: {{model.attention: se}}\n")
+#: Tasks of one GPU, and of two.
+ON_GPUS = (
+    SWEEP.replace("gpu_request: none", "gpu_request: gres")
+    .replace("device: cpu", "device: cuda")
+    .replace("  baseline: {{}}\n", "  baseline: {{}}\n  pair: {{train.ranks: 2, train.micro_batch_size: 64}}\n")
+)
 LIMIT = 10
 
 
@@ -68,16 +74,14 @@ def gpus_in_use(cluster: Cluster) -> int:
 
 @pytest.mark.slow
 def test_several_arrays_never_use_more_gpus_than_the_cap(cluster: Cluster, user_path: Path) -> None:
-    text = SWEEP.replace("gpu_request: none", "gpu_request: gres").replace("device: cpu", "device: cuda")
-    text = text.replace("  baseline: {{}}\n", "  baseline: {{}}\n  pair: {{train.ranks: 2}}\n")
-    launched = Launched(cluster, user_path, seeds=4, text=text)
+    launched = Launched(cluster, user_path, seeds=4, text=ON_GPUS)
     launched.run("--max-gpus", "3")
-    (launched.code / "demo.yaml").write_text(text.format(seeds=6))
+    (launched.code / "demo.yaml").write_text(ON_GPUS.format(seeds=6))
     seen = [gpus_in_use(cluster)]
     launched.run("--max-gpus", "3")  # two arrays more while the first two run
     assert len(launched.submissions()) == 4
     limit = time.monotonic() + 90
-    while launched.finished() < 12:
+    while launched.listed():
         seen.append(gpus_in_use(cluster))
         assert time.monotonic() < limit, launched.say()
         time.sleep(0.1)
@@ -91,6 +95,8 @@ def test_several_arrays_never_use_more_gpus_than_the_cap(cluster: Cluster, user_
 #: In place of seresnet.train: a trial that keeps to the contract of one, and else the rank program.
 _STAND_IN = """
 import runpy, sys
+assert sys.argv[1] == "--run-dir"
+del sys.argv[1]
 runpy.run_path(__file__.replace("train.py", "a_trial.py" if "--trial" in sys.argv else "a_rank.py"), run_name="__main__")
 """
 
@@ -108,18 +114,23 @@ def with_trials(launched: Launched, acts: str = "") -> Launched:
 
 
 def test_the_sweep_waits_for_its_smoke_test_and_then_trains(cluster: Cluster, user_path: Path) -> None:
-    launched = with_trials(Launched(cluster, user_path, seeds=2, text=TWO_ARMS), "se-s0 serve")
-    said = launched.run("--smoke")
+    launched = with_trials(Launched(cluster, user_path, seeds=2, text=ON_GPUS), "pair-s0 serve")
+    # The cap gives the second array a dependency of its own, which must not replace the smoke test's.
+    said = launched.run("--smoke", "--max-gpus", "2")
     assert "sent smoke test of 2 runs, 20 steps each" in said and "they wait for the smoke test" in said, said
     launched.wait_until((launched.sweep / "trials" / "serving").exists, "the second arm is being tried")
-    assert {(state, reason) for task, (state, reason, _) in launched.listed().items() if task.startswith(launched.job)} == {
-        ("PENDING", "Dependency")
-    }
-    smoke = next(task for task, (state, _, _) in launched.listed().items() if state == "RUNNING")
+    (smoke,) = (task for task, (state, _, _) in launched.listed().items() if state == "RUNNING")
+    waiting = {entry[:2] for task, entry in launched.listed().items() if task != smoke}
+    assert waiting == {("PENDING", "Dependency")}
     (launched.sweep / "trials" / "acts.txt").write_text("")
-    # Preempted, a smoke test goes on with the arms that are left; the array still waits for its success.
+    # Preempted, a smoke test goes on with the arms that are left; the arrays still wait for its success.
     cluster.command("scontrol", "requeue", smoke)
-    launched.wait_until(lambda: launched.finished() == 4, "the sweep trains")
+    seen = []
+    while launched.listed():
+        seen.append(gpus_in_use(cluster))
+        assert len(seen) < 900, launched.say()
+        time.sleep(0.1)
+    assert max(seen) == 2 and endings(launched) == [["finished"]] * 4, f"GPUs in use: {seen}\n{launched.say()}"
     outcomes = json.loads((launched.sweep / "trials" / "smoke-0001.end.json").read_text())
     assert [outcome["passed"] for outcome in outcomes.values()] == [True, True]
 
@@ -144,7 +155,7 @@ def test_a_calibration_starts_no_run_and_its_times_are_in_the_next_plan(cluster:
     """Real training: a calibration that timed a stand-in would say nothing."""
     launched = Launched(cluster, user_path, seeds=2)
     shutil.copyfile(REPO / "seresnet" / "train.py", launched.code / "seresnet" / "train.py")
-    assert "nothing is known" in launched.run("--dry-run")
+    assert "not known: --calibrate times some steps" in launched.run("--dry-run")
     said = launched.run("--calibrate")
     assert "sent timing of 1 run, 20 steps each" in said, said
     launched.wait_until(lambda: not launched.listed(), "the calibration ends")
