@@ -48,6 +48,12 @@ def processes(cluster: Cluster) -> Iterator[Process]:
             yield Process(pid=int(entry.name), parent=parent, node=env["SLURMD_NODENAME"], job_id=job_id, command=command)
 
 
+def durable_step(run: Path) -> int:
+    """The highest step in the names of a run's checkpoints."""
+    steps = [int(path.name.split("-s")[1].split("-")[0]) for path in run.glob("ckpt/g*-s*-*.safetensors")]
+    return max(steps, default=0)
+
+
 def kill(pid: int) -> None:
     """SIGKILL, if it is still there."""
     with contextlib.suppress(ProcessLookupError):
@@ -63,6 +69,8 @@ class Disturber:
         self._restoring: list[threading.Thread] = []
         self._lost: list[threading.Thread] = []
         self._errors: list[Exception] = []
+        self._limits: dict[str, str] = {}  # task -> the time limit that it was sent with
+        self._killed_at: dict[str, int] = {}  # run folder -> its newest durable step when a rank was last killed
 
     def node_of(self, task: str) -> str:
         """The first node of a task."""
@@ -81,11 +89,16 @@ class Disturber:
         return "scontrol requeue"
 
     def rank_killed(self, task: str) -> str:
-        """kill -9 of one rank."""
+        """kill -9 of one rank, where the run has saved since the last one: three in a row without progress stop a run, and rightly so."""
         ranks = [process for process in processes(self.cluster) if process.job_id == task and "seresnet.train" in process.command]
         if not ranks:
             return ""
         victim = ranks[self.draw(len(ranks))]
+        folder = victim.command.partition("--run-dir ")[2].split(" ")[0]
+        step = durable_step(Path(folder))
+        if step <= self._killed_at.get(folder, 0):
+            return ""
+        self._killed_at[folder] = step
         kill(victim.pid)
         return f"pid {victim.pid} on {victim.node}"
 
@@ -93,6 +106,7 @@ class Disturber:
         """The time limit of the running job ends in some seconds."""
         end = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + 4))
         before = self.cluster.show_job(task)
+        self._limits.setdefault(task, before["TimeLimit"])
         self.cluster.command("scontrol", "update", f"JobId={task}", f"EndTime={end}")
         self._later(self._give_time_back, task, before)
         return f"EndTime={end}"
@@ -102,14 +116,20 @@ class Disturber:
         deadline = time.monotonic() + 60
         while self.cluster.show_job(task).get("Restarts") == before.get("Restarts") and time.monotonic() < deadline:
             time.sleep(0.3)
-        self.cluster.command("scontrol", "update", f"JobId={task}", f"TimeLimit={before['TimeLimit']}", check=False)
+        while self.cluster.show_job(task).get("TimeLimit") != self._limits[task] and time.monotonic() < deadline:
+            self.cluster.command("scontrol", "update", f"JobId={task}", f"TimeLimit={self._limits[task]}", check=False)
+            time.sleep(0.3)
 
     def node_lost(self, task: str) -> str:
         """The node is gone with everything on it, and comes back after Slurm has noticed."""
         return self._lose(self.node_of(task), takes_processes=True)
 
     def node_cut_off(self, task: str) -> str:
-        """Slurm loses the node, but what ran there runs on: two owners, of which one must give up."""
+        """Slurm loses the node, but what trains there trains on: two owners, of which one must give up.
+
+        Not the job's script and its srun: an srun that outlives its node asks Slurm to end "its" step, and the step of the requeued
+        job has the same name (seen: the new attempt was killed).
+        """
         return self._lose(self.node_of(task), takes_processes=False)
 
     def _lose(self, node: str, *, takes_processes: bool) -> str:
@@ -119,8 +139,8 @@ class Disturber:
         for pid in keepers:
             if "slurmstepd" in _command(pid):
                 kill(pid)
-        if takes_processes:
-            for process in here:
+        for process in here:
+            if takes_processes or "slurm_script" in process.command or process.command.startswith("srun "):
                 kill(process.pid)
         self._lost.append(self._later(self._restore, node))
         return f"{node}, {len(here)} processes{'' if takes_processes else ' live on'}"
@@ -141,6 +161,12 @@ class Disturber:
         thread.start()
         self._restoring.append(thread)
         return thread
+
+    def clean_up(self) -> None:
+        """Wait until every lost node is back, and leave no process of a job that Slurm has forgotten."""
+        self.wait_until_restored()
+        for process in processes(self.cluster):
+            kill(process.pid)
 
     def wait_until_restored(self) -> None:
         """Every lost node is back."""

@@ -103,9 +103,12 @@ def lose_node(wave: Wave) -> None:
 
 def cut_off_and_evict(wave: Wave) -> None:
     """One node is cut off from Slurm, everything on the other is evicted."""
-    lone = next(scene for scene in wave.scenes if "n1" in scene.cluster.show_job(scene.task())["NodeList"])
-    wave.disturber.node_cut_off(lone.task())
-    lone.cluster.fill("n2", seconds=3)
+    cluster = wave.disturber.cluster
+    where = {scene.task(): cluster.show_job(scene.task())["NodeList"] for scene in wave.scenes}
+    for task in [task for task, node in where.items() if node == "n1"]:
+        wave.disturber.node_cut_off(task)
+    if "n2" in where.values():
+        cluster.fill("n2", seconds=3)
 
 
 def out_of_time(wave: Wave, scene: Scene) -> None:
@@ -208,7 +211,8 @@ MOMENTS = Wave(
         _evicted("preempted in data preparation", ARRAY, array("preparing; finish"), came_back(budget="evictions, -")),
         _evicted("preempted in validation", ARRAY, array("validating; finish"), came_back()),
         _evicted("preempted, the save takes 4 s", ARRAY, array("saving 4; finish"), came_back()),
-        _evicted("preempted, the save takes 60 s", ARRAY, array("saving 60; finish"), LATE_SAVE),
+        _evicted("preempted, the save takes 60 s", ARRAY, array("save saving 60; finish"),
+                 came_back() + came_back(by="Slurm"), says='"base": "g0001-s000000010-'),
         _evicted("CANCEL, the save takes 60 s", ARRAY, array("saving 60; finish", partition="cancel"), LATE_SAVE),
     ],
 )  # fmt: skip
@@ -254,6 +258,11 @@ CUT_OFF = Wave(
 )  # fmt: skip
 THRICE = "exit 1; exit 1; exit 1; finish"
 WATCHDOG = {"setup": ["export SERESNET_WATCHDOG_S=0.5"]}
+BY_HAND = (
+    *came_back(by="the user"),
+    *came_back(by="the user", budget="evictions, -"),
+    *came_back("node_failed*, finished", "the user", "evictions, -"),
+)
 STOPPED = gone("stopped", "FAILED 75")
 ALONE = Wave(
     is_slow=False,
@@ -268,8 +277,7 @@ ALONE = Wave(
              cancelled_by_user),
         _row("TERM, USR2, TERM by the user", ARRAY, array(SERVE), STOPPED, signalled("TERM", "USR2", "TERM")),
         _row("TERM, USR2, TERM by the user", CONTAINER, array(SERVE, has_scontrol=False), STOPPED, signalled("TERM", "USR2", "TERM")),
-        _row("scontrol requeue by hand", ARRAY, array(SERVE), came_back(by="Slurm") + came_back(by="Slurm", budget="evictions, -") + LOST,
-             requeued_by_hand),
+        _row("scontrol requeue", ARRAY, array(SERVE), BY_HAND, requeued_by_hand, requeuer="the user"),
         _row("rank killed with -9", ARRAY, array(SERVE), (Seen(classes="killed, finished", budget="failures, -"),), rank_killed,
              says="memory cgroup"),
         _row("supervisor killed with -9", ARRAY, array(SERVE), gone("-", "FAILED 137"), supervisor_killed),

@@ -59,7 +59,8 @@ class Row:
     ready: Callable[[Scene], object] = serves
     is_struck: bool = False  # by what strikes its whole wave
     act: Callable[["Wave", Scene], object] = _nothing  # done to it alone, after the strike
-    says: str = ""  # in some reason of its end records
+    says: str = ""  # in some record of its attempts
+    requeuer: str = "Slurm"  # who did it where neither the supervisor nor the batch script did
 
 
 @dataclass(kw_only=True)
@@ -108,13 +109,14 @@ class Wave:
             self._barrier.abort()
             raise
         row.act(self, scene)
-        seen = look(scene)
-        assert row.says in str(scene.ends("run*")), f"{row.says!r} is in no record\n{scene.say()}"
+        seen = look(scene, row.requeuer)
+        records = "\n".join(path.read_text() for path in scene.sweep.glob("*/attempts/*.json"))
+        assert row.says in records, f"{row.says!r} is in no record\n{records}\n{scene.say()}"
         assert seen in row.expect, f"{row.what}: {seen}\n{scene.say()}"
         return seen
 
 
-def look(scene: Scene, timeout_s: float = 200.0) -> Seen:
+def look(scene: Scene, requeuer: str, timeout_s: float = 200.0) -> Seen:
     """Wait until the job is over and stays so, and read what was written."""
     limit = time.monotonic() + timeout_s
     while (facts := scene.cluster.show_job(scene.task())).get("JobState") not in OVER or _is_on_its_way(scene, facts):
@@ -128,7 +130,7 @@ def look(scene: Scene, timeout_s: float = 200.0) -> Seen:
     return Seen(
         classes=" / ".join(_row_of([_class(scene, end) for end in scene.ends(run.name)]) for run in runs),
         budget=" / ".join(_row_of([_budget(run, end) for end in scene.ends(run.name)]) for run in runs),
-        requeued=_requeued_by(scene, int(facts["Restarts"])),
+        requeued=_requeued_by(scene, int(facts["Restarts"]), requeuer),
         state=state,
     )
 
@@ -177,11 +179,11 @@ def _logs(scene: Scene) -> str:
     return "".join(path.read_text(errors="replace") for path in (*scene.sweep.glob("logs/*.out"), *scene.sweep.glob("job.out")))
 
 
-def _requeued_by(scene: Scene, restarts: int) -> str:
+def _requeued_by(scene: Scene, restarts: int, otherwise: str) -> str:
     text = _logs(scene)
     ours, shells = len(re.findall(r"verdict=\S+ requeue=True", text)), text.count("requeue=yes")
     by = ["supervisor"] * ours + ["batch script"] * shells
-    by += ["Slurm"] * (restarts - len(by))
+    by += [otherwise] * (restarts - len(by))
     return _row_of(by) if restarts else "no"
 
 

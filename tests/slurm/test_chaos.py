@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster, ClusterError
-from disturb import Disturber
+from disturb import Disturber, durable_step
 
 from seresnet import journal
 from seresnet.run_folder import RunFolder, TrainResult
@@ -127,12 +127,6 @@ class Chaos:
         return queue + "\n".join(f"== {path}\n{path.read_text()[-2500:]}" for path in logs)
 
 
-def durable_step(run: RunFolder) -> int:
-    """The highest step in the names of a run's checkpoints."""
-    steps = [int(path.name.split("-s")[1].split("-")[0]) for path in run.checkpoints.glob("g*-s*-*.safetensors")]
-    return max(steps, default=0)
-
-
 def wait_for(look: Callable[[], object], what: str, chaos: Chaos, limit_s: float) -> None:
     deadline = time.monotonic() + limit_s
     while not look():
@@ -159,7 +153,7 @@ def disturb(chaos: Chaos, disturber: Disturber, draw: random.Random) -> list[Eve
             continue
         if detail:
             bag.remove(kind)
-            steps = {name: durable_step(run) for name, run in chaos.runs("disturbed").items()}
+            steps = {name: durable_step(run.path) for name, run in chaos.runs("disturbed").items()}
             events.append(Event(seconds=time.monotonic() - started, kind=kind, task=task, detail=detail, steps=steps))
             print(f"{events[-1].seconds:6.1f} s  {kind:<17} task {task:<7} {detail}", flush=True)
     return events
@@ -194,7 +188,7 @@ def test_chaos_ends_with_the_bits_of_a_quiet_sweep(cluster: Cluster, user_path: 
     assert len(quiet) == scenario.runs and all(quiet.values()), quiet
 
     chaos.launch_on_slurm()
-    wait_for(lambda: any(durable_step(run) for run in chaos.runs("disturbed").values()), "a first checkpoint", chaos, 120)
+    wait_for(lambda: any(durable_step(run.path) for run in chaos.runs("disturbed").values()), "a first checkpoint", chaos, 120)
     disturber = Disturber(cluster, draw.randrange)
     print(f"\nchaos --seed {seed}: {scenario.runs} runs, {scenario.disturbances} disturbances")
     try:
@@ -202,7 +196,7 @@ def test_chaos_ends_with_the_bits_of_a_quiet_sweep(cluster: Cluster, user_path: 
         wait_for(lambda: not chaos.unfinished(), "every run finishes by itself", chaos, 900)
         wait_for(lambda: not chaos.training(), "the last end files are written", chaos, 60)
     finally:
-        disturber.wait_until_restored()
+        disturber.clean_up()
     print(table(events, chaos))
     for name, run in chaos.runs("disturbed").items():
         found, twin = TrainResult.read(run), quiet[name]
