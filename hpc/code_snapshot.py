@@ -17,7 +17,7 @@ import seresnet
 from hpc.paths import next_number
 from seresnet import provenance
 from seresnet.durable import fsync_folder, write_json_durably
-from seresnet.errors import ConfigError
+from seresnet.errors import ConfigError, SubmissionError
 
 CODE_SCHEMA = 1
 PACKAGES = ("hpc", "seresnet")
@@ -36,7 +36,7 @@ def snapshot_code(codes: Path, root: Path = ROOT) -> str:
     temp = codes / f".{number}.{secrets.token_hex(6)}.tmp"
     try:
         for package in PACKAGES:
-            shutil.copytree(root / package, temp / package, ignore=shutil.ignore_patterns("__pycache__", "*.pyc", ".*"))
+            _copy(root / package, temp / package)
         # The files may have been edited while they were copied: what counts is what the jobs will import.
         commit, is_dirty = provenance.commit_and_dirty(root)
         record = {"schema": CODE_SCHEMA, "digest": code_digest(temp), "commit": commit, "dirty": is_dirty}
@@ -46,6 +46,15 @@ def snapshot_code(codes: Path, root: Path = ROOT) -> str:
         shutil.rmtree(temp, ignore_errors=True)
     fsync_folder(codes)
     return number
+
+
+def _copy(package: Path, to: Path) -> None:
+    try:
+        shutil.copytree(package, to, ignore=shutil.ignore_patterns("__pycache__", "*.pyc", ".*"))
+    except shutil.Error as error:
+        # One entry a file, hundreds where the disk is full; the first says why.
+        why = str(error.args[0][0][2]).partition(": '")[0]
+        raise SubmissionError(f"{to.parent.parent}: the code cannot be copied here: {why}. Correct that, or say --runs-dir.") from error
 
 
 def peek(codes: Path, root: Path = ROOT) -> tuple[str, bool]:

@@ -1,7 +1,7 @@
 """Changing what is queued, by `python -m hpc.launch --sweep F` with --alter, --hold, --release, --cancel: nothing is launched.
 
-The recipe alone: hpc.alter, hpc.hold, hpc.gpu_cap and hpc.slurm_control do the work. One invariant: the sweep's own record of a wish is
-durable before Slurm is told, so that tasks keep to it even where Slurm is not reached.
+The recipe alone: hpc.alter, hpc.hold, hpc.gpu_cap and hpc.slurm_control do the work. One invariant: a hold and a cancellation are durable
+before Slurm is told, so that tasks keep to them even where Slurm is not reached; of --alter what Slurm took is written down after it.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from hpc import alter, gpu_cap, hold, queues, renewal, slurm_control
+from hpc import alter, gpu_cap, hold, queues, relaunch, renewal, slurm_control
 from hpc.gpu_cap import cap_gpus, parallel_of
 from hpc.launch_session import Request, planning
 from hpc.paths import Plan, Submissions, SweepFolder
@@ -80,12 +80,14 @@ def change_queued(request: Request, changes: Changes, console: Console | None = 
 
 
 def find_sweep(request: Request) -> SweepFolder:
-    """The folder of the sweep that a file describes; raises ConfigError if the file has faults or was never launched."""
+    """The folder of the sweep that a file describes; raises ConfigError if it has faults, was never launched, or is another."""
     spec = read_sweep(request.sweep_file, request.overrides)
     site = read_site(spec.site.asked, where=spec.site.where, origins=spec.site.origins)
     sweep = SweepFolder((request.runs_dir or site.folder("runs_dir") or Path("runs")) / spec.name)
     if not sweep.plan.exists():
         raise ConfigError(f"{sweep.path}: this sweep was never launched, so nothing of it is queued. If it lies elsewhere, say --runs-dir.")
+    if not request.renamed:
+        relaunch.check_source(Plan.read(sweep), relaunch.source_of(request.sweep_file, sweep), sweep)
     return sweep
 
 
@@ -158,9 +160,11 @@ def _refused(session: _Session, refusals: Sequence[str]) -> int:
 def _cancel(session: _Session, names: Sequence[str]) -> int:
     states = {state.run_id: state for state in session.states()}
     ids = [run_id for name in names for run_id in (session.plan.runs if name == "all" else session.plan.find_all(name))]
-    chosen = {run_id: states[run_id] for run_id in ids if states[run_id].task is not None and states[run_id].state != "finished"}
+    over = {run_id for run_id, state in states.items() if state.state in ("failed", "cancelled") and state.task not in session.queue.tasks}
+    over |= {run_id for run_id, state in states.items() if state.state == "finished" or state.task is None}
+    chosen = {run_id: states[run_id] for run_id in ids if run_id not in over}
     if not chosen:
-        session.say("nothing to cancel: finished, or never sent")
+        session.say("nothing to cancel: finished, failed or cancelled already, or never sent")
         return 1
     _refuse_shared(session, chosen, states)
     tasks: dict[str, list[str]] = {}

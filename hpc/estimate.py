@@ -60,8 +60,7 @@ class TaskLoad:
             return None
         # Side by side they slow each other down by as much as nobody has measured: the sum is the ceiling.
         low = max(sum(low for low, _ in known) / self.at_a_time, max(low for low, _ in known))
-        high = sum(high for _, high in known) / (1 if self.at_a_time > 1 else self.at_a_time)
-        return low, high
+        return low, sum(high for _, high in known)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +154,7 @@ def ask_slurm(draft: "Draft") -> str:
     from hpc import slurm
 
     batch = max(draft.batches, key=lambda batch: (batch.shape.nodes * batch.shape.gpus, len(batch.packs)))
-    text = slurm.script(draft.sweep.logs, draft.sweep.code("0001"), draft.site, batch.shape, "test-only", len(batch.packs))
+    text = slurm.script(draft.sweep.logs, draft.sweep.code(draft.code.number), draft.site, batch.shape, "test-only", len(batch.packs))
     with tempfile.TemporaryDirectory(prefix="test-only-") as folder:
         path = Path(folder) / "script.sh"
         path.write_text(text)
@@ -171,7 +170,7 @@ def ask_slurm(draft: "Draft") -> str:
 
 
 def _loads(draft: "Draft", known: Known) -> list[TaskLoad]:
-    begun = {state.run_id for state in draft.states if state.attempts} - set(getattr(draft, "rerun", ()))
+    begun = {state.run_id for state in draft.states if state.attempts} - draft.rerun
 
     def load(run_id: str) -> RunLoad:
         done = timings.epochs_done(draft.sweep.run_folder(run_id, draft.plan)) if run_id in begun else 0

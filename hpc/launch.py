@@ -27,7 +27,7 @@ exit: 0 sent, finished or nothing left; 1 something did not finish; 2 an error: 
 _ALONE = ("--new-site", "--explain", "--debug")
 _QUEUED = ("--alter", "--hold", "--release", "--cancel")
 #: What only means something at a launch.
-_LAUNCHING = ("--dry-run", "--wait", "--retry", "--code", "--rerun", "--drop-removed", "--renamed", "--smoke", "--calibrate")
+_LAUNCHING = ("--dry-run", "--wait", "--retry", "--code", "--rerun", "--drop-removed", "--smoke", "--calibrate")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

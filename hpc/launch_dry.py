@@ -9,7 +9,7 @@ from dataclasses import replace
 from rich.text import Text
 
 from hpc import draft as drafts
-from hpc import launch_slurm, slurm
+from hpc import launch_slurm, slurm, trials
 from hpc.draft import Batch, Draft
 from hpc.launch_session import Session
 from hpc.queues import job_name
@@ -18,9 +18,14 @@ from hpc.queues import job_name
 def print_dry_run(session: Session, draft: Draft) -> None:
     """What a launch would send: the commands or the sbatch scripts, and which runs are in which task."""
     session.say("")
+    if session.request.calibrate:
+        session.say(f"{_trial_text(draft, 'calibrate')}, and nothing else", "dry run: nothing was written, nothing was sent")
+        return
     if not draft.batches:
         session.say("dry run: nothing would be sent, nothing was written")
         return
+    if session.request.smoke:
+        session.say(f"{_trial_text(draft, 'smoke')}; what follows waits for its success")
     numbered = drafts.numbered(draft)
     for submission_id, batch in numbered:
         for index, pack in enumerate(batch.packs):
@@ -32,6 +37,12 @@ def print_dry_run(session: Session, draft: Draft) -> None:
         command = ["python", "-m", "hpc.supervisor", "--sweep", str(draft.sweep.path), "--task", f"{numbered[0][0]}/0"]
         session.say(f"each as a process here, such as: {shlex.join(command)}")
     session.say("dry run: nothing was written, nothing was sent")
+
+
+def _trial_text(draft: Draft, kind: trials.Kind) -> str:
+    runs = trials.choose([draft.runs[run_id] for run_id in (*draft.sent_run_ids, *draft.unsent) or draft.runs], kind)
+    what = "smoke test" if kind == "smoke" else "timing"
+    return f"first a {what} of {trials.STEPS} steps each, one after another: {', '.join(run.slug for run in runs)}"
 
 
 def _print_script(session: Session, draft: Draft, submission_id: str, batch: Batch) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from hpc import launch_arrays, launch_text, launch_watch, limits, queues, slurm
+from hpc import launch_arrays, launch_text, launch_watch, limits, queues, slurm, trials
 from hpc.draft import Batch, Draft
 from hpc.launch_session import Session, planning
 from hpc.launch_write import write_launch
@@ -110,20 +110,23 @@ class _Left:
 
     def __init__(self, session: Session, draft: Draft, text: Callable[[Draft], str]) -> None:
         self.session, self.text, self.run_ids = session, text, frozenset(draft.unsent)
+        self.is_tried = session.request.smoke and bool(draft.batches)
 
     def send_more(self) -> bool:
         """Send what there is room for now; whether something is still left. What sbatch refuses is said, and given up."""
-        if not self.run_ids:
-            return False
+        if not self.run_ids or (self.is_tried and not trials.has_passed(self.session.sweep)):
+            return False  # what waits for the smoke test is watched as long as it is queued
+        session = replace(self.session, request=replace(self.session.request, smoke=self.session.request.smoke and not self.is_tried))
         try:
-            with planning(self.session.sweep) as lock:
-                refuse_held(self.session)
-                draft = fitted(self.session, self.session.draft(self.run_ids), limits.live_limits(self.session.site))
+            with planning(session.sweep) as lock:
+                refuse_held(session)
+                draft = fitted(session, session.draft(self.run_ids), limits.live_limits(session.site))
                 if draft.batches:
-                    _submit(self.session, draft, lock, self.text(draft))
+                    _submit(session, draft, lock, self.text(draft))
+                    self.is_tried = self.session.request.smoke
                 self.run_ids = frozenset(draft.unsent)
         except ToolkitError as error:
-            self.session.say(str(error))
+            session.say(str(error))
             self.run_ids = frozenset()
         return bool(self.run_ids)
 
@@ -219,7 +222,8 @@ def send_trial(session: Session, draft: Draft, plan: Plan, code: str) -> str:
     from hpc import trials
 
     kind: trials.Kind = "calibrate" if session.request.calibrate else "smoke"
-    ids = draft.sent_run_ids or tuple(draft.runs)
+    # Also of arms that there is no room for yet: what follows with --wait is not tried once more.
+    ids = (*draft.sent_run_ids, *draft.unsent) or tuple(draft.runs)
     runs = trials.choose([draft.runs[run_id] for run_id in ids], kind)
     told = trials.prepare(session.sweep, runs, session.site, code=code, kind=kind)
     job_name = f"{plan.sweep}-{plan.salt}-{told.name.removeprefix(trials.PREFIX)}"

@@ -76,20 +76,25 @@ def print_plan(console: Console, plan: PlanSummary) -> None:
     """Print the whole plan."""
     for name, text in (("sweep", plan.sweep), ("folder", plan.folder), ("site", plan.site), ("code", plan.code)):
         if text:
-            console.print(Text.assemble((f"{name:<7}", "bold"), text))
+            _print_labelled(console, name, text)
     for line in plan.data:
-        console.print(Text.assemble((f"{'data':<7}", "bold"), line))
+        _print_labelled(console, "data", line)
     console.print()
     console.print(_arms_table(console, plan))
     console.print()
     console.print(Text(totals_text(plan), style="bold"))
     for label, text in plan.estimate:
-        # Further lines of a narrow terminal stand below the first, as a table's would, without a table's trailing spaces.
-        for line in textwrap.wrap(text, max(20, console.width - 7)):
-            console.print(Text.assemble((f"{label:<7}", "bold"), line))
-            label = ""
+        _print_labelled(console, label, text)
     for note in plan.notes:
         console.print(Text(note))
+
+
+def _print_labelled(console: Console, label: str, text: str) -> None:
+    """Further lines of a narrow terminal stand below the first, as a table's would, without a table's trailing spaces."""
+    # A path is never cut: it is there to be copied.
+    for line in textwrap.wrap(text, max(20, console.width - 7), break_on_hyphens=False, break_long_words=False):
+        console.print(Text.assemble((f"{label:<7}", "bold"), line), soft_wrap=True)
+        label = ""
 
 
 def totals_text(plan: PlanSummary) -> str:

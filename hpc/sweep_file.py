@@ -24,6 +24,8 @@ SECTIONS = ("name", "base", "arms", "grid", "zip", "random", "exclude", "seeds",
 _OVERRIDDEN_WHOLE = ("name", "seeds", "pack", "site", "wandb", "mail")
 _OVERRIDDEN_BY_KEY = ("pack", "site", "wandb")
 _OVERRIDDEN = "name, seeds, mail, pack.*, site.*, wandb.*, random.count, random.seed"
+#: Of the command line: an arm of such a name could not be meant.
+_WORDS = ("all", "failed", "lost", "cancelled")
 _ARM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._=+-]{0,59}")
 
 
@@ -207,6 +209,8 @@ def _arm_draft(name: str, entry: Located, faults: Faults) -> ArmDraft:
     if not _ARM_NAME.fullmatch(name):
         rule = "letters, digits, space and . _ = + - only, a letter or digit first, at most 60"
         faults.add(entry.place, label, f"{name!r} cannot name an arm: {rule}. Rename it, such as {slug(name)}.")
+    if name in _WORDS:
+        faults.add(entry.place, label, f"{name!r} is a word of --retry, --rerun and --cancel. Rename it, such as arm-{name}.")
     if not isinstance(entry.value, dict):
         settings = collect(entry, faults, prefix=label)
         return ArmDraft(name=name, place=entry.place, settings=settings)

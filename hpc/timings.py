@@ -4,6 +4,7 @@ Reads at most so many files, because it is asked for with every plan; what follo
 One invariant: a number is handed on only with where it comes from.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -164,7 +165,7 @@ def _seen(folder: RunFolder) -> _Seen | None:
     seconds = [record.seconds for record in _tail(folder) if record.seconds > 0]
     if not seconds:
         return None
-    checkpoints = [entry.stat().st_size for entry in _entries(folder.checkpoints) if entry.name.endswith(".safetensors")]
+    checkpoints = [_size(entry) for entry in _entries(folder.checkpoints) if entry.name.endswith(".safetensors")]
     size, files = _usage(folder.path)
     return _Seen(
         # The first epoch of a start is slow, and one that a stop cut short is fast: the median is neither.
@@ -242,8 +243,10 @@ def _by_shape(folders: Iterable[RunFolder]) -> dict[str, list[RunFolder]]:
     found: dict[str, list[RunFolder]] = {}
     for folder in folders:
         config = _config(folder)
-        if config is not None:
-            found.setdefault(shape_key(config), []).append(folder)
+        # Another sweep's record may hold anything.
+        with contextlib.suppress(TypeError, ValueError, AttributeError):
+            if config is not None:
+                found.setdefault(shape_key(config), []).append(folder)
     return found
 
 
@@ -296,9 +299,16 @@ def _usage(path: Path) -> tuple[int, int]:
     """Bytes and inodes below a run's folder."""
     size, files = 0, 1
     for entry in _entries(path):
-        below = _usage(Path(entry.path)) if entry.is_dir(follow_symlinks=False) else (entry.stat(follow_symlinks=False).st_size, 1)
+        below = _usage(Path(entry.path)) if entry.is_dir(follow_symlinks=False) else (_size(entry), 1)
         size, files = size + below[0], files + below[1]
     return size, files
+
+
+def _size(entry: "os.DirEntry[str]") -> int:
+    # A run that trains deletes checkpoints while we look.
+    with contextlib.suppress(OSError):
+        return entry.stat(follow_symlinks=False).st_size
+    return 0
 
 
 def _entries(path: Path) -> list["os.DirEntry[str]"]:

@@ -106,17 +106,24 @@ def read_outcomes(sweep: SweepFolder, name: str) -> dict[str, dict[str, Any]]:
 
 def failures(sweep: SweepFolder) -> list[str]:
     """Of the newest smoke test: a line for each run that did not pass; none where it passed, or has not got there."""
-    names = sorted(path.stem for path in sweep.trials.glob("smoke-*.json") if path.stem.removeprefix("smoke-").isdigit())
-    if not names:
-        return []
-    name = f"{PREFIX}{names[-1]}"
-    outcomes = read_outcomes(sweep, name)
-    try:
-        runs = TrialTask.read(sweep, name).runs
-    except ConfigError:
-        return []  # of another version: no reason to refuse a launch
-    failed = [run for run in runs if not outcomes.get(run.run_id, {"passed": True})["passed"]]
+    told, outcomes = _newest_smoke(sweep)
+    failed = [run for run in told if not outcomes.get(run.run_id, {"passed": True})["passed"]]
     return [f"{', '.join(run.arms)} ({run.slug}): {outcomes[run.run_id]['reason']}\n    log: {run.folder(sweep).log}" for run in failed]
+
+
+def has_passed(sweep: SweepFolder) -> bool:
+    """Whether every run of the newest smoke test has passed."""
+    told, outcomes = _newest_smoke(sweep)
+    return bool(told) and all(outcomes.get(run.run_id, {"passed": False})["passed"] for run in told)
+
+
+def _newest_smoke(sweep: SweepFolder) -> tuple[tuple[TrialRun, ...], dict[str, dict[str, Any]]]:
+    names = sorted(path.stem for path in sweep.trials.glob("smoke-*.json") if path.stem.removeprefix("smoke-").isdigit())
+    # The record of another version is no reason to refuse a launch.
+    with contextlib.suppress(ConfigError):
+        if names:
+            return TrialTask.read(sweep, f"{PREFIX}{names[-1]}").runs, read_outcomes(sweep, f"{PREFIX}{names[-1]}")
+    return (), {}
 
 
 # --- what the launcher calls ---

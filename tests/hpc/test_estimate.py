@@ -1,6 +1,7 @@
 """Estimates: arithmetic checked by hand, words, and where the numbers come from."""
 
 import json
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from fake_sweep import FakeSweep
 
 from hpc import draft as drafts
-from hpc import estimate, slurm
+from hpc import estimate, slurm, timings
 from hpc.estimate import RunLoad, TaskLoad, calculate
 from hpc.paths import SweepFolder
 from hpc.site import Site
@@ -151,6 +152,19 @@ def test_damaged_files_are_no_news(tmp_path: Path) -> None:
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "plan.json").write_text("{")
     assert known(sweep).of_run(sweep.ids["se", 0]) is None
+
+
+def test_a_checkpoint_that_vanishes_and_a_neighbour_of_nonsense_stop_no_plan(tmp_path: Path) -> None:
+    broken, sweep = FakeSweep(tmp_path, name="older").finish_all(), FakeSweep(tmp_path, name="newer")
+    for identity in broken.configs:
+        broken.run(identity).run_yaml.write_text("config: {model: 3}")
+    assert known(sweep).of_run(sweep.ids["se", 1]) is None
+    sweep.train("se", 0, range(1, 4))
+    gone = sweep.of("se", 0).checkpoints / "gone.safetensors"
+    gone.touch()
+    (entry,) = [entry for entry in os.scandir(gone.parent) if entry.name == gone.name]
+    gone.unlink()
+    assert timings._size(entry) == 0
 
 
 def test_a_shape_forgets_seed_and_length_and_keeps_what_costs_time(tmp_path: Path) -> None:

@@ -158,3 +158,15 @@ def test_outcomes_hold_what_estimates_read(sweep: SweepFolder, runs: tuple[Plann
     assert run_trials(sweep, told.name, stop=StopFlag(), rank_command=COMMAND) == 0
     (outcome,) = json.loads(trials.outcomes_path(sweep, told.name).read_text()).values()
     assert outcome["shape"] == told.runs[0].shape and outcome["report"]["step_s"] == 0.0123
+
+
+def test_of_the_newest_smoke_test_the_arms_that_failed_are_named(sweep: SweepFolder, runs: tuple[PlannedRun, ...]) -> None:
+    assert trials.failures(sweep) == [] and not trials.has_passed(sweep)
+    for passed in (False, True):
+        told = trials.prepare(sweep, runs[:1], Site(name="x"), code="0001")
+        assert trials.failures(sweep) == [] and not trials.has_passed(sweep), "it is not over"
+        outcome = {runs[0].run_id: {"passed": passed, "reason": "crashed: oh", "shape": "", "report": None}}
+        trials.outcomes_path(sweep, told.name).write_text(json.dumps(outcome))
+        assert trials.has_passed(sweep) == passed
+        log = told.runs[0].folder(sweep).log
+        assert trials.failures(sweep) == ([] if passed else [f"baseline (baseline-s0): crashed: oh\n    log: {log}"])

@@ -33,7 +33,7 @@ site:
 class Launched:
     """The code, a sweep of it and its runs, in a folder of the ordinary user; acts: what each attempt of every run does."""
 
-    def __init__(self, cluster: Cluster, folder: Path, seeds: int, acts: str = "finish", text: str = SWEEP, more: str = "") -> None:
+    def __init__(self, cluster: Cluster, folder: Path, seeds: int | str, acts: str = "finish", text: str = SWEEP, more: str = "") -> None:
         self.cluster, self.acts = cluster, acts
         self.code = copy_code(cluster, folder / "code-of-user")
         (self.code / "demo.yaml").write_text(text.format(seeds=seeds) + more)

@@ -11,7 +11,7 @@ from cluster import Cluster
 from launched import SWEEP, Launched
 from scenes import wait_for
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(300)]
 
 ROUNDS = 20
 

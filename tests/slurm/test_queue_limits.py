@@ -12,7 +12,7 @@ from cluster import Cluster, up, why_not
 from launched import SWEEP, Launched
 from scenes import REPO
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(300)]
 
 TWO_ARMS = SWEEP.replace("  baseline: {{}}\n", "  baseline: {{}}\n  se: {{model.attention: se}}\n")
 #: Tasks of one GPU, and of two.
@@ -72,7 +72,6 @@ def gpus_in_use(cluster: Cluster) -> int:
     return sum(int(row.rpartition(":")[2]) for row in rows if "gpu" in row)
 
 
-@pytest.mark.slow
 def test_several_arrays_never_use_more_gpus_than_the_cap(cluster: Cluster, user_path: Path) -> None:
     launched = Launched(cluster, user_path, seeds=4, text=ON_GPUS)
     launched.run("--max-gpus", "3")
@@ -150,7 +149,6 @@ def test_after_a_failed_smoke_test_nothing_is_queued_and_the_arm_is_named(cluste
     launched.wait_until(lambda: launched.finished() == 4, "the sweep trains")
 
 
-@pytest.mark.slow
 def test_a_calibration_starts_no_run_and_its_times_are_in_the_next_plan(cluster: Cluster, user_path: Path) -> None:
     """Real training: a calibration that timed a stand-in would say nothing."""
     launched = Launched(cluster, user_path, seeds=2)
@@ -162,3 +160,14 @@ def test_a_calibration_starts_no_run_and_its_times_are_in_the_next_plan(cluster:
     assert not (launched.sweep / "submission.json").exists() and not list(launched.sweep.glob("baseline-*"))
     said = launched.run("--dry-run")
     assert "calibrat" in said and "s an epoch" in said, said
+
+
+def test_a_smoke_test_in_a_full_queue_is_sent_once_and_the_rest_follows(narrow: Cluster) -> None:
+    folder = Path(tempfile.mkdtemp(prefix="smoke-", dir=narrow.work))
+    narrow.give_to_user(folder)
+    folder.chmod(0o755)
+    launched = with_trials(Launched(narrow, folder, seeds=12))
+    said = launched.run("--smoke", "--wait", timeout_s=150)
+    assert f"sent {LIMIT - 1} of 12 tasks" in said and "12 of 12 runs finished" in said, said
+    assert said.count("sent smoke test of 1 run") == 1, said
+    assert [len(entry["tasks"]) for entry in launched.submissions()] == [LIMIT - 1, 3]
