@@ -158,7 +158,7 @@ def ask_slurm(draft: "Draft") -> str:
     with tempfile.TemporaryDirectory(prefix="test-only-") as folder:
         path = Path(folder) / "script.sh"
         path.write_text(text)
-        reply = slurm.call("sbatch", "--test-only", str(path), timeout_s=_TEST_ONLY_S)
+        reply = slurm.call("sbatch", "--test-only", str(path), timeout_s=_TEST_ONLY_S, env=slurm.sbatch_environment())
     found = re.search(r"to start at (\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)", f"{reply.stdout}\n{reply.stderr}")
     if found:
         return f"{_moment(found[1], time.time())}, if nothing changes (sbatch --test-only)"

@@ -99,6 +99,9 @@ def _refuse_mixed(args: argparse.Namespace) -> None:
     if doing and doing != ["--explain"] and launching:
         raise UsageError(f"{doing[0]} launches nothing, so {' and '.join(launching)} would do nothing beside it. Say it at a launch.")
 
+    if args.local and args.max_gpus:
+        raise UsageError("--max-gpus caps what SLURM gives. Here: --max-parallel N tasks at a time.")
+
 
 def _given(args: argparse.Namespace, options: Sequence[str]) -> list[str]:
     # An empty word is something, too: --debug "$RUN" must not launch where RUN is not set.

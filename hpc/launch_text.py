@@ -43,6 +43,7 @@ def draft_summary(draft: Draft, room: local.Room, known: Estimate | None = None)
         states=tuple(state.state for state in draft.states),
         task_shapes=tuple(_shape(draft, batch, pack) for batch in draft.batches for pack in batch.packs),
         runs_to_send=len(sent),
+        is_local=draft.is_local,
         notes=tuple(_notes(draft)),
         estimate=known.lines() if known else (),
     )

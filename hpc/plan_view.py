@@ -53,6 +53,7 @@ class PlanSummary:
     states: tuple[State, ...]  # one a run
     task_shapes: tuple[TaskShape, ...]  # of each task that will be sent
     runs_to_send: int
+    is_local: bool = False  # then tasks wait for each other, and their GPUs do not add up
     notes: tuple[str, ...] = ()
     estimate: tuple[tuple[str, str], ...] = ()  # (label, text) of each line: hpc.estimate.Estimate.lines()
 
@@ -98,14 +99,14 @@ def _print_labelled(console: Console, label: str, text: str) -> None:
 
 
 def totals_text(plan: PlanSummary) -> str:
-    """The plan in one line: "5 runs in 3 arms: 1 finished, 4 to send as 4 tasks (3 x 1 rank on 1 GPU, 1 x 2 ranks on 2 GPUs), 5 GPUs."."""
+    """The plan in one line: "5 runs in 3 arms: 1 finished, 4 to send as 4 tasks (3 x 1 rank on 1 GPU, 1 x 2 ranks on 2 GPUs), 5 GPUs at once."."""
     known = [state for state in plan.states if state != "new"]
     parts = [states_text(known)] if known else []
     if plan.runs_to_send:
         shapes = ", ".join(f"{n} x {shape_text(shape)}" for shape, n in Counter(plan.task_shapes).items())
         parts.append(f"{plan.runs_to_send} to send as {count(len(plan.task_shapes), 'task')} ({shapes})")
-        if gpus := sum(shape.gpus * shape.nodes for shape in plan.task_shapes):
-            parts.append(count(gpus, "GPU"))
+        if (gpus := sum(shape.gpus * shape.nodes for shape in plan.task_shapes)) and not plan.is_local:
+            parts.append(f"{count(gpus, 'GPU')} at once")
     else:
         parts.append("nothing to send")
     return f"{count(len(plan.states), 'run')} in {count(len(plan.arms), 'arm')}: {', '.join(parts)}."

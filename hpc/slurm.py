@@ -181,8 +181,13 @@ def _dump(path: Path, worker: Callable[[str], object], task: str, walltime_min: 
     delayed.dump(path)
 
 
+def sbatch_environment() -> dict[str, str]:
+    """What sbatch is given, and jobs with it: this process's environment without its own allocation's, and without a token."""
+    return {name: value for name, value in os.environ.items() if not _NOT_FOR_JOBS.match(name) and name != "SLURM_JWT"}
+
+
 def _sbatch(script_path: Path, keep_open: Sequence[int] = ()) -> str:
-    environ = {name: value for name, value in os.environ.items() if not _NOT_FOR_JOBS.match(name) and name != "SLURM_JWT"}
+    environ = sbatch_environment()
     reply = call("sbatch", "--parsable", str(script_path), timeout_s=SUBMIT_TIMEOUT_S, env=environ, keep_open=keep_open)
     if reply.returncode is None:
         raise SubmissionError(f"sbatch: {reply.stderr}. Look with `squeue --me` before launching again: it may have been accepted.")
