@@ -273,3 +273,9 @@ def test_pages_leave_nothing_to_be_filled_in() -> None:
         for found in re.findall(r"\(lead:[^)]*\)|\b(?:DEMO_MINUTES|ADR_LIST)\b|^PLAN$", path.read_text(), re.MULTILINE)
     ]
     assert not marks
+
+
+def test_no_two_test_files_share_a_name() -> None:
+    # pytest imports them by name alone: two of one name and a bare `pytest` stops before the first test.
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted({name for name in names if names.count(name) > 1}) == []
