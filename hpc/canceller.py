@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Mapping
 
 from hpc import slurm
-from hpc.requeue import canceller
+from hpc.requeue import UNASKED, UNKNOWN_CANCELLER, canceller
 
 #: sacct may be slow for many jobs; status has something to show without it.
 SACCT_LIMIT_S = 10.0
@@ -33,6 +33,11 @@ def parse_cancellers(text: str, wanted: Iterable[str]) -> dict[str, int]:
     return {job_id: uid for job_id, uid in uids.items() if uid is not None}
 
 
+def may_be_cancelled(ending: str | None, reason: str | None) -> bool:
+    """Whether accounting could say more: of a cancelled attempt, and of one that could ask nobody why it was stopped."""
+    return ending == "cancelled" or (ending == "stopped" and UNASKED in (reason or ""))
+
+
 def refine(
     ending: str, reason: str | None, job_id: str | None, uids: Mapping[str, int], owner: int | None = None
 ) -> tuple[str, str | None]:
@@ -41,13 +46,9 @@ def refine(
     owner: uid of the job's user; None = who asks.
     """
     uid = uids.get(job_id) if job_id is not None else None
-    if ending != "cancelled" or uid is None:
+    if uid is None or not may_be_cancelled(ending, reason):
         return ending, reason
     is_own = uid == (os.getuid() if owner is None else owner)
     who = "by the user (scancel)" if is_own else "by the site (root)" if uid == 0 else f"by the site (uid {uid})"
-    said = (reason or "").replace(UNKNOWN_CANCELLER, who)
+    said = (reason or "").replace(UNASKED, UNKNOWN_CANCELLER).replace(UNKNOWN_CANCELLER, who)
     return ("cancelled" if is_own else "cancelled_by_site"), said if who in said else f"{who}; {said}".rstrip("; ")
-
-
-#: How an end record says that it cannot know; refine() puts the answer in its place.
-UNKNOWN_CANCELLER = "by the user or the site"

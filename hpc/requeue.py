@@ -25,6 +25,10 @@ TIME_LIMIT_FACTOR = 2
 RETRIED = FAILING | {"interrupted"}
 #: Endings after which a task never tries the run again by itself.
 FINAL = frozenset({"finished", "user_error", "diverged"})
+#: How an end record says that nobody could be asked; the batch script may know (hpc.batch_word).
+UNASKED = "the scheduler could not be asked"
+#: How an end record says that it cannot know who cancelled; accounting may (hpc.canceller).
+UNKNOWN_CANCELLER = "by the user or the site"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,12 +65,12 @@ def judge(facts: JobFacts | None, restart_count: int, now: float, signal_delay_s
     lost_node: another supervisor of the task is gone, which Slurm may not have noticed, or not call a failure.
     """
     if facts is None:
-        return Verdict(ending="stopped", requeue=False, reason="the scheduler could not be asked")
+        return Verdict(ending="stopped", requeue=False, reason=UNASKED)
     if facts.restarts > restart_count:
         return Verdict(ending="preempted", requeue=False, reason=f"Slurm has requeued the job itself (Restarts={facts.restarts})")
     if facts.state.startswith("CANCELLED"):
         # Also inside the grace of a preemption: the user's word is the later one.
-        return Verdict(ending="cancelled", requeue=False, reason="by the user or the site (JobState=CANCELLED)")
+        return Verdict(ending="cancelled", requeue=False, reason=f"{UNKNOWN_CANCELLER} (JobState=CANCELLED)")
     if facts.state.startswith("NODE_FAIL"):
         return Verdict(ending="node_failed", requeue=True, reason="JobState=NODE_FAIL: a node of the job is lost")
     if facts.is_preempted:
@@ -76,7 +80,7 @@ def judge(facts: JobFacts | None, restart_count: int, now: float, signal_delay_s
     if facts.state.startswith("OUT_OF_MEMORY"):
         return Verdict(ending="out_of_memory", requeue=False, reason="JobState=OUT_OF_MEMORY: Slurm ended the job for its memory")
     if facts.state != "RUNNING":
-        return Verdict(ending="cancelled", requeue=False, reason=f"by the user or the site (JobState={facts.state}, no PreemptTime)")
+        return Verdict(ending="cancelled", requeue=False, reason=f"{UNKNOWN_CANCELLER} (JobState={facts.state}, no PreemptTime)")
     if facts.end_time is not None and now >= facts.end_time - (signal_delay_s + SIGNAL_SLACK_S):
         return Verdict(ending="timed_out", requeue=True, reason=f"{facts.end_time - now:.0f} s before the time limit")
     if lost_node:

@@ -1,32 +1,59 @@
-# Sourced by the script of every array and by sbatch/train.sh, for nodes whose Python has no scontrol (containers): after srun has
-# returned 75, look at the job and requeue it. The rule is hpc.requeue.judge, row by row; tests/hpc/test_requeue.py runs both.
+# Sourced by the script of every array and by sbatch/train.sh. When srun has returned 75 (on nodes whose Python has no scontrol nobody
+# has requeued yet) or the supervisor was killed, look at the job, leave what is seen where the sweep's logs are (hpc/batch_word.py
+# reads it), and requeue. The rule is hpc.requeue.judge, row by row; tests/hpc/test_requeue.py runs both.
 
-end_task() { # CODE of srun, SIGNAL_DELAY_S of --signal
-    [ "$1" != 75 ] || requeue_if_asked "$2"
+end_task() { # CODE of srun, SIGNAL_DELAY_S of --signal, LOGS of the sweep
+    case $1 in 75 | 134 | 135 | 137 | 139) _look_after "$@" ;; esac # ABRT, BUS, KILL, SEGV: nobody has asked for those
     exit "$1"
 }
 
-requeue_if_asked() ( # SIGNAL_DELAY_S. A subshell, because what it ignores its children ignore: signals come to all of us.
+logs_of_one() { # Where the supervisor of a run without a launcher has put down that this job began it.
+    local found=(runs/*/logs/begun-"${SLURM_CLUSTER_NAME:-slurm}-$(_own_job)".json)
+    [ ! -e "${found[0]}" ] || printf '%s' "${found[0]%/*}"
+}
+
+_look_after() ( # CODE SIGNAL_DELAY_S LOGS. A subshell, because what it ignores its children ignore: signals come to all of us.
     trap '' INT TERM USR1 USR2
-    job=${SLURM_JOB_ID:-}
-    [ -z "${SLURM_ARRAY_JOB_ID:-}" ] || [ -z "${SLURM_ARRAY_TASK_ID:-}" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+    job=$(_own_job) restarts=${SLURM_RESTART_COUNT:-0}
     if ! facts=$(_scontrol show job "$job"); then
         echo "batch: job=$job requeue=no: scontrol does not answer"
-    elif _must_requeue "${facts%%$'\n\n'*}" "${SLURM_RESTART_COUNT:-0}" "$1"; then
-        echo "batch: job=$job requeue=yes"
-        _scontrol requeue "$job"
+        return
     fi
+    read -r ending requeue <<< "$(_judge "${facts%%$'\n\n'*}" "$restarts" "$2")"
+    marks=${3:-/nonexistent}/batch-${SLURM_CLUSTER_NAME:-slurm}-$job
+    if [ "$1" != 75 ]; then
+        [ "$ending" != stopped ] || ending=killed requeue=yes
+        # It draws from no budget of ours where it dies before it claims a run: 3 times a job, and not where that cannot be counted.
+        [ "$(cat "$marks"-* 2> /dev/null | grep -vc ' 75$')" -lt 3 ] || requeue=no
+    fi
+    if [ "$ending" != stopped ] && ! { echo "$ending $1" > "$marks-$restarts"; } 2> /dev/null; then
+        [ "$1" = 75 ] || requeue=no
+    fi
+    [ "$requeue" != yes ] || { echo "batch: job=$job requeue=yes" && _scontrol requeue "$job"; }
 )
 
-_must_requeue() { # FACTS RESTART_COUNT SIGNAL_DELAY_S
+_own_job() { # hpc.slurm.own_job_id
+    local job=${SLURM_JOB_ID:-}
+    [ -z "${SLURM_ARRAY_JOB_ID:-}" ] || [ -z "${SLURM_ARRAY_TASK_ID:-}" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+    printf '%s' "$job"
+}
+
+_judge() { # FACTS RESTART_COUNT SIGNAL_DELAY_S: the ending, and whether to requeue
     local facts=$1 state restarts preempted started ends
     state=$(_fact JobState) restarts=$(_fact Restarts)
     preempted=$(_seconds PreemptTime) started=$(_seconds StartTime) ends=$(_seconds EndTime)
-    [ -n "$state" ] && [ "${restarts:-0}" -le "$2" ] && [[ $state != CANCELLED* ]] || return 1
-    if [ -n "$preempted" ] && [ "$preempted" -ge "${started:-0}" ]; then return 0; fi
-    if [ "$(_fact Reason)" = TimeLimit ] || [ "$state" = TIMEOUT ] || [[ $state == NODE_FAIL* ]]; then return 0; fi
+    if [ -z "$state" ]; then echo stopped no
+    elif [ "${restarts:-0}" -gt "$2" ]; then echo preempted no
+    elif [[ $state == CANCELLED* ]]; then echo cancelled no
+    elif [[ $state == NODE_FAIL* ]]; then echo node_failed yes
+    elif [ -n "$preempted" ] && [ "$preempted" -ge "${started:-0}" ]; then echo preempted yes
+    elif [ "$(_fact Reason)" = TimeLimit ] || [ "$state" = TIMEOUT ]; then echo timed_out yes
+    elif [[ $state == OUT_OF_MEMORY* ]]; then echo out_of_memory no
+    elif [ "$state" != RUNNING ]; then echo cancelled no
     # 65: requeue.SIGNAL_SLACK_S
-    [ "$state" = RUNNING ] && [ -n "$ends" ] && [ "$(date +%s)" -ge $((ends - $3 - 65)) ]
+    elif [ -n "$ends" ] && [ "$(date +%s)" -ge $((ends - $3 - 65)) ]; then echo timed_out yes
+    else echo stopped no
+    fi
 }
 
 _fact() { [[ $facts =~ (^|[[:space:]])$1=([^[:space:]]*) ]] && printf '%s' "${BASH_REMATCH[2]}"; }

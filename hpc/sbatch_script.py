@@ -101,7 +101,7 @@ def _parameters(code_dir: Path, site: Site, shape: TaskShape, job_name: str) -> 
         "mem": f"{site.mem_gb_per_rank * shape.processes}G" if site.mem_gb_per_rank else None,
         "setup": _before(site),
         # The same end as sbatch/train.sh: a task in a container has no scontrol and cannot requeue itself.
-        "teardown": [f"end_task $? {site.signal_delay_s}"],
+        "teardown": [f"end_task $? {site.signal_delay_s} ../../logs"],
     }
     return {
         **{name: value for name, value in wanted.items() if value is not None},

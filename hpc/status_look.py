@@ -5,7 +5,7 @@ or a failed run, and never an exception, except where there is no plan to look a
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from hpc import hold, low_use, queues
@@ -69,6 +69,7 @@ def take(sweep: SweepFolder, memory: Memory | None = None, ask_every_s: float = 
     started = {task: start for task, start in starts.items() if task not in pending}
     if queue.problem:
         notes.append(f"{queue.problem}; runs that it may have are shown as queued")
+    notes += _never_started(sweep, states, submissions, queue)
     now = time.time()
     return Look(
         sweep=sweep,
@@ -82,6 +83,22 @@ def take(sweep: SweepFolder, memory: Memory | None = None, ask_every_s: float = 
         notes=tuple(notes),
         done_time=likely_done(rows, _at_a_time(plan, submissions), pending, now),
     )
+
+
+def _never_started(sweep: SweepFolder, states: Sequence[RunState], submissions: Sequence[Submission], queue: Queue) -> list[str]:
+    """Why runs are new although they were sent: the smoke test failed, or their task ended before it could claim them."""
+    if any(state.attempts for state in states):
+        return []
+    if sweep.trials.is_dir():
+        from hpc import trials
+
+        if failed := trials.failures(sweep):
+            return [f"the last smoke test failed: {line}" for line in failed]
+    sent = {task: entry.job_id for entry in submissions if entry.mode == "slurm" and entry.job_id for task in entry.tasks}
+    gone = [state.task for state in states if state.state == "new" and state.task in sent and state.task in queue.asked]
+    logs = [sweep.logs / f"{sent[task]}_{task.partition('/')[2]}_0_log.out" for task in dict.fromkeys(filter(None, gone))]
+    written = [path for path in logs if path.exists()]
+    return [f"{len(logs)} tasks ended before they began a run; the first says why: {written[0]}"] if written else []
 
 
 def _submissions(sweep: SweepFolder) -> tuple[tuple[Submission, ...], list[str]]:

@@ -13,7 +13,7 @@ from fake_sweep import FakeSweep
 from launch_bench import Bench
 from rich.console import Console
 
-from hpc import hold, slurm, status
+from hpc import hold, slurm, status, trials
 from hpc.paths import Submission, Submissions
 from hpc.progress_view import LineLog, duration, progress_of
 from hpc.states import Queue, RunState, decide, run_states
@@ -109,6 +109,26 @@ def test_a_run_that_its_user_cancelled_before_it_began_is_cancelled_and_not_new(
     hold.cancel(sweep.folder, {task: sweep.plan.tasks[task]})
     assert [state.state for state in states_of(sweep).values()] == ["cancelled", "new", "new", "new"]
     assert [state.state for state in states_of(sweep, {task: "pending"}).values()] == ["cancelled", "new", "new", "new"]
+
+
+def test_new_runs_whose_tasks_ended_name_the_log_and_a_failed_smoke_test_is_named_instead(
+    sweep: FakeSweep, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    submit(sweep)
+    monkeypatch.setattr(slurm, "listed_jobs", lambda: listed(j7_1="PENDING"))
+    monkeypatch.setattr(trials, "failures", lambda folder: ["se (se-s0): crashed: oh"])
+    sweep.folder.logs.mkdir()
+    (sweep.folder.logs / "7_0_0_log.out").write_text("No module named submitit")
+    status.main([str(sweep.folder.path)])
+    out = capsys.readouterr().out
+    assert "3 tasks ended before they began a run; the first says why: " in out and "logs/7_0_0_log.out" in out, out
+    sweep.folder.trials.mkdir()
+    status.main([str(sweep.folder.path)])
+    out = capsys.readouterr().out
+    assert "the last smoke test failed: se (se-s0): crashed: oh" in out and "ended before" not in out, out
+    claim(sweep, "se", 1, Owner(host="n2", pid=1), "stopped")
+    status.main([str(sweep.folder.path)])
+    assert "smoke test" not in capsys.readouterr().out, "it has started meanwhile"
 
 
 def test_running_and_queued_runs_are_exit_3(sweep: FakeSweep, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
