@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpc import gpu_use, requeue, slurm
+from hpc import batch_word, gpu_use, requeue, slurm
 from hpc.later import Later
 from hpc.memory_kills import MemoryKills
 from hpc.nodes import SpreadGroup, Team
@@ -79,7 +79,10 @@ class AttemptRunner:
     def finish(self, ended: Description, verdict: requeue.Verdict | None) -> Description:
         """Write down how the attempt ended; verdict: what the scheduler says of a stop. What was never claimed needs no record."""
         self.close()
-        if self._ready is None or ended.ending == "fenced":
+        if self._ready is None:
+            # Without a claim nothing is counted, and what may be tried again would be so for ever.
+            return dataclasses.replace(ended, ending="no_claim") if ended.ending == "crashed" else ended
+        if ended.ending == "fenced":
             return ended
         if verdict is not None:
             # A run that did not get to start has met no time limit of its own: it draws from no budget.
@@ -87,9 +90,9 @@ class AttemptRunner:
             ended = dataclasses.replace(ended, ending=ending, reason=f"{ended.reason}; {verdict.reason}")
         if ended.ending == "cancelled":
             ended = dataclasses.replace(ended, reason=f"{ended.reason}{self._said_of_gpu_use()}")
-        facts = end_facts(self._task, ended, self._ready.step, durable_step(self.folder), self._started)
-        facts["requeue"] = verdict.requeue if verdict is not None else False
         with logged_errors("end_not_written"):
+            facts = end_facts(self._task, ended, self._ready.step, durable_step(self.folder), self._started)
+            facts["requeue"] = verdict.requeue if verdict is not None else False
             claims.write_end(self.folder, self._ready.claim.generation, ended.ending, reason=ended.reason, **facts)
         return ended
 
@@ -190,6 +193,7 @@ def _begin(task: Task, folder: RunFolder, task_try: int, leave: threading.Event)
         ranks, threads = _ranks(task, folder, record)
         if is_finished(folder, record.epochs):
             return NOTHING
+        batch_word.record_killed(folder)
         if reason := why_stop(task, folder, record):
             log.warning("run=%s is not tried again in this submission: %s", record.run_id, reason)
             return NOTHING
@@ -308,14 +312,18 @@ def earlier_attempts(task: Task, folder: RunFolder) -> list[requeue.Attempt]:
     """How earlier attempts of this series ended: a relaunch is a new job, and starts with a new budget."""
     found, known = [], claims.read_claims(folder)
     for claim, later in itertools.zip_longest(known, known[1:]):
-        end = claims.read_end(folder, claim.generation)
-        if end is None or claim.owner is None or claim.owner.facts.get("series") != task.series:
+        if claim.owner is None or claim.owner.facts.get("series") != task.series:
             continue
-        before, after = end.facts.get("step_before"), end.facts.get("durable_step")
+        end = batch_word.known_end(folder, claim)
+        if end is None and claim.owner.restart_count != task.job.restart_count:
+            continue  # whoever claims next says what became of it
+        # One of our own whose record the disk refused must cost something, or it would be tried for ever.
+        ending, facts = (end.ending, end.facts) if end is not None else ("killed", {})
+        before, after = facts.get("step_before"), facts.get("durable_step")
         if not isinstance(before, int) or not isinstance(after, int):
             # An end that somebody else inferred: what it began from, and what was durable when the next one began.
             before, after = _step_of(claim.base), _step_of(later.base) if later is not None else durable_step(folder)
-        found.append(requeue.Attempt(ending=end.ending, made_progress=after > before))
+        found.append(requeue.Attempt(ending=ending, made_progress=after > before))
     return found
 
 

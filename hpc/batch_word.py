@@ -9,7 +9,7 @@ import dataclasses
 from hpc.paths import SweepFolder
 from hpc.requeue import UNASKED, UNKNOWN_CANCELLER, budget_of
 from seresnet import attempts
-from seresnet.attempts import Claim, End, Owner
+from seresnet.attempts import Claim, End
 from seresnet.exits import AFTER_ENDING
 from seresnet.run_folder import RunFolder
 
@@ -19,7 +19,7 @@ def known_end(folder: RunFolder, claim: Claim) -> End | None:
     end = attempts.read_end(folder, claim.generation)
     if end is not None and end.ending != "stopped":
         return end
-    word = _word(folder, claim.owner) if claim.owner is not None else None
+    word = _word(folder, claim)
     if word is None:
         return end
     seen = UNKNOWN_CANCELLER if word == "cancelled" else word
@@ -28,7 +28,9 @@ def known_end(folder: RunFolder, claim: Claim) -> End | None:
         return dataclasses.replace(end, ending=word, reason=reason, facts={**end.facts, "budget": _budget(word, end)})
     if attempts.read_rank_exit(folder, claim.generation).get("ending"):
         return None  # the next claimant takes the rank's own word
-    return End(generation=claim.generation, ending=word, reason=f"its supervisor was killed; {seen}, as the batch script saw", inferred=True)
+    return End(
+        generation=claim.generation, ending=word, reason=f"its supervisor was killed; {seen}, as the batch script saw", inferred=True
+    )
 
 
 def record_killed(folder: RunFolder) -> None:
@@ -40,13 +42,15 @@ def record_killed(folder: RunFolder) -> None:
         attempts.write_inferred_end(folder, claim.generation, end.ending, reason=end.reason, proof="the batch script saw it")
 
 
-def _word(folder: RunFolder, owner: Owner) -> str | None:
-    job_id = owner.array_job_id or owner.raw_job_id
-    if job_id is None:
+def _word(folder: RunFolder, claim: Claim) -> str | None:
+    owner = claim.owner
+    if owner is None or (job_id := owner.array_job_id or owner.raw_job_id) is None:
         return None
-    logs = SweepFolder(folder.path.parent).logs
+    mark = SweepFolder(folder.path.parent).logs / f"batch-{owner.cluster or 'slurm'}-{job_id}-{owner.restart_count}"
     try:
-        words = (logs / f"batch-{owner.cluster or 'slurm'}-{job_id}-{owner.restart_count}").read_text().split()
+        if mark.stat().st_mtime < folder.claim(claim.generation).stat().st_mtime:
+            return None  # about an older job: a cluster that was set up anew counts its jobs from 1 again
+        words = mark.read_text().split()
     except (OSError, ValueError):
         return None
     return words[0] if words and words[0] in AFTER_ENDING else None

@@ -59,7 +59,8 @@ def collect(
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in _EXTRA:
             raise
-        raise ConfigError(f"{error.name} is not installed here: pip install 'hpc-seresnet[collect]'") from error
+        advice = "Use the Python of the training environment (make setup): it has all that tables and figures need."
+        raise ConfigError(f"{error.name} is not installed here. {advice}") from error
 
 
 def _write(gathered: Gathered, baseline: str | None, output: Path, with_figures: bool) -> tuple["Comparison", list[Path]]:

@@ -155,6 +155,7 @@ def merged_plan(
         runs={**asked, **others},
         tasks=old.tasks if old else {},
         wandb=spec.wandb,
+        overrides=spec.overrides,
         source=source or (old.source if old else None),
     )
 

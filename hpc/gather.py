@@ -5,12 +5,14 @@ and skipped, never guessed. One invariant: the same files give the same rows in 
 them in (but for a run that is called running for as long as its beat is young).
 """
 
+import contextlib
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hpc.batch_word import known_end
 from hpc.hold import cancelled_runs
 from hpc.paths import SET_ASIDE, Plan, SweepFolder
 from hpc.states import MISSING, State, decide, is_beating
@@ -188,10 +190,12 @@ def _newest_attempt(folder: RunFolder, notes: _Notes) -> _Attempt:
     if not generation:
         return _Attempt()
     path = folder.end(generation)
-    if not path.exists():
+    end = None
+    with contextlib.suppress(OSError):
+        end = known_end(folder, attempts.read_claim(folder, generation))
+    if end is None and not path.exists():
         reason = f"attempt {generation} has not ended, or nobody could write how"
         return _Attempt(generation=generation, reason=reason, is_beating=_lives(folder, generation, notes))
-    end = attempts.read_end(folder, generation) if path.is_file() else None
     if end is None:
         notes.skip(_name(folder, path), "not an end record")
         return _Attempt(generation=generation, reason=f"how attempt {generation} ended cannot be read")

@@ -26,6 +26,8 @@ SAMPLE_EVERY_S = 60.0
 SMI_LIMIT_S = 20.0
 #: What sites look at, where the site says nothing of it (low_use_window_min).
 WINDOW_S = 7200.0
+#: CUDA_VISIBLE_DEVICES of a task that was given none; the word is Slurm's.
+_NO_GPU = ("", "NoDevFiles", "-1")
 _QUERY = "--query-gpu=index,uuid,name,utilization.gpu,memory.used,memory.total"
 
 
@@ -115,6 +117,8 @@ def _parse(text: str) -> list[tuple[str, GpuUse]]:
 
 def _chosen(gpus: Sequence[tuple[str, GpuUse]], visible: str | None) -> tuple[GpuUse, ...]:
     """Those that the task may use; all that nvidia-smi shows where the names cannot be matched (MIG, renumbered devices)."""
+    if visible is not None and visible.strip() in _NO_GPU:
+        return ()  # what is shown is somebody else's
     names = [name.strip() for name in (visible or "").split(",") if name.strip()]
     found = tuple(
         gpu for index, gpu in gpus if any(index == name or (name.startswith("GPU-") and gpu.id.startswith(name)) for name in names)

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpc import code_snapshot, local, packing, trials
+from hpc import code_snapshot, local, packing, relaunch, trials
 from hpc.draft import LEFT, Batch, Draft
 from hpc.estimate import Estimate
 from hpc.login_data import data_text, distinct_data
 from hpc.plan_view import ArmRow, PlanSummary, count
 from hpc.progress_view import one_line
 from hpc.shapes import TaskShape
-from hpc.states import OWNED, RunState
+from hpc.states import OWNED, RunState, label
 from seresnet import provenance
 
 if TYPE_CHECKING:
@@ -60,7 +60,9 @@ def nothing_left_text(draft: Draft) -> str:
     if draft.left_missing:
         return f"nothing to send: no run is what --retry names, and {count(len(draft.left_missing), 'run')} a plain launch would send"
     if draft.left_failed:
-        return f"nothing to send: what is left has {' or was '.join(dict.fromkeys(state.state for state in draft.left_failed))}"
+        became = {"failed": "has failed", "cancelled": "was cancelled"}
+        words = dict.fromkeys(became.get(state.state, f"is {state.state}") for state in draft.left_failed)
+        return f"nothing to send: what is left {' or '.join(words)}"
     if waiting:
         return f"nothing to send: {len(waiting)} of {len(draft.states)} runs are on their way"
     return f"nothing left: all {len(draft.states)} runs are finished"
@@ -71,8 +73,8 @@ def failures(states: Sequence[RunState]) -> list[str]:
     lines = []
     for state in states:
         if state.state in ("failed", "cancelled", "lost"):
-            what = f"{state.ending}: {one_line(state.reason)}" if state.ending else "its process is gone and said nothing"
-            lines.append(f"{state.slug}: {state.state}: {what}\n    log: {state.folder.log}")
+            what = one_line(state.reason) if state.ending else "its process is gone and said nothing"
+            lines.append(f"{state.slug}: {label(state.state, state.ending)}: {what}\n    log: {state.folder.log}")
     return lines
 
 
@@ -120,6 +122,7 @@ def _notes(draft: Draft) -> list[str]:
 
 def _edit_notes(draft: Draft) -> list[str]:
     notes = [f"edited: {draft.diff}"] if str(draft.diff) else []
+    notes += [relaunch.LONGER_IS_OTHER] if relaunch.is_longer_alone(draft.sweep, draft.plan, draft.diff, draft.runs) else []
     sent = set(draft.sent_run_ids) | set(draft.unsent)
     longer = sum(state.state == "extend" and state.run_id in sent - draft.rerun for state in draft.states)
     notes += [f"extend {count(longer, 'run')}: finished, and more epochs are asked for now"] if longer else []
@@ -139,8 +142,8 @@ def _code_notes(draft: Draft) -> list[str]:
         return [f"note: the code was edited since ({count(len(code.changes), 'file')}); these runs get the old one, code/{code.number}"]
     queued = sum(state.state in OWNED for state in draft.states)
     keep = f"; {count(queued, 'run')} that somebody has keep theirs" if queued else ""
-    why = "go on with" if draft.is_started else "nothing has started, so they start with"
-    return [f"note: the code was edited since code/{code.before} ({count(len(code.changes), 'file')}): {why} code/{code.number}{keep}"]
+    edited = f"note: the code was edited since code/{code.before} ({count(len(code.changes), 'file')})"
+    return [f"{edited}: nothing has started, so they start with code/{code.number}{keep}" if not draft.is_started else f"{edited}{keep}"]
 
 
 def _left_notes(draft: Draft) -> list[str]:

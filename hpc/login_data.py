@@ -4,6 +4,7 @@ Compute nodes may have no network, and forty tasks must not prepare the same arc
 """
 
 import contextlib
+import importlib.util
 import os
 import shlex
 from collections.abc import Sequence
@@ -67,7 +68,7 @@ def _folder(config: DataConfig) -> Path:
 
 
 def _is_at_hand(config: DataConfig) -> bool:
-    return config.name == "digits" or config.path is not None
+    return config.path is not None or (config.name == "digits" and importlib.util.find_spec("sklearn") is not None)
 
 
 def _relative(path: Path) -> str:

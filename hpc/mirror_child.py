@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hpc.paths import SweepFolder, WandbMode
-from hpc.ranks import kill_group, start_process
+from hpc.ranks import UNKILLABLE_S, kill_group, start_process
 
 log = logging.getLogger("hpc.supervisor")
 
@@ -59,4 +59,5 @@ class MirrorChild:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=max(0.0, self._kill_at - time.monotonic()))
         kill_group(self._process)
-        self._process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # stuck in a dead file system: the requeue must not wait for it
+            self._process.wait(timeout=UNKILLABLE_S)

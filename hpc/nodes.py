@@ -4,6 +4,7 @@ Ranks are started and watched by hpc.ranks on every node alike; the wire is hpc.
 fail, or its supervisor is gone, those of every other node are ended within seconds; and a supervisor that has lost node 0 keeps none.
 """
 
+import contextlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -110,7 +111,8 @@ class Team:
         """
         self.tell(do="over", code=int(code))
         self._door.close()
-        self._path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the requeue comes after this
+            self._path.unlink(missing_ok=True)
 
     def _stop(self, reason: str) -> None:
         self._task.stop.signal_name = self._task.stop.signal_name or reason

@@ -122,6 +122,7 @@ class Plan:
     runs: Mapping[str, PlannedFolder]  # run id -> where
     tasks: Mapping[str, tuple[str, ...]]  # "<submission id>/<index>" -> run ids, of every submission so far
     wandb: WandbSettings = dataclasses.field(default_factory=WandbSettings)
+    overrides: tuple[str, ...] = ()  # of the last launch: part of the command that goes on
     source: str | None = None  # the sweep's file, relative to the sweep's folder: another file with the same sweep name is refused
 
     def write(self, folder: SweepFolder) -> None:
@@ -142,6 +143,7 @@ class Plan:
                     "runs": {run_id: _planned_folder(entry) for run_id, entry in value["runs"].items()},
                     "tasks": {task: tuple(ids) for task, ids in value["tasks"].items()},
                     "wandb": WandbSettings(**value["wandb"]),
+                    "overrides": tuple(value.get("overrides", ())),
                 }
             )
             _check(plan)
@@ -166,12 +168,15 @@ class Plan:
     def find(self, name: str) -> str:
         """The run id that a user means by a run id, its beginning, a slug or a folder name; raises ConfigError."""
         found = [run_id for run_id, entry in self.runs.items() if name in (run_id, entry.slug, entry.folder)]
+        # After an edit a run that is no longer asked for may have the slug of one that is.
+        found = [run_id for run_id in found if self.runs[run_id].arms] or found
         found = found or [run_id for run_id in self.runs if len(name) >= 4 and run_id.startswith(name)]
         if len(found) == 1:
             return found[0]
-        known = ", ".join(f"{entry.slug} ({run_id})" for run_id, entry in list(self.runs.items())[:20])
-        problem = "is the name of several runs" if found else "is not a run of this sweep"
-        raise ConfigError(f"{name} {problem}. Runs: {known}{', ...' if len(self.runs) > 20 else ''}.")
+        listed = found or list(self.runs)
+        known = ", ".join(f"{self.runs[run_id].slug} ({run_id})" for run_id in listed[:20])
+        problem = "is the name of several runs: give the id" if found else "is not a run of this sweep"
+        raise ConfigError(f"{name} {problem}. Runs: {known}{', ...' if len(listed) > 20 else ''}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,6 +285,8 @@ def _check(plan: Plan) -> None:
     for key, value in texts.items():
         if not isinstance(value, str):
             raise ValueError(f"{key} is {value!r}")
+    if not all(isinstance(text, str) for text in plan.overrides):
+        raise ValueError(f"overrides are {plan.overrides!r}")
     for run_id, entry in plan.runs.items():
         if not isinstance(entry.folder, str) or Path(entry.folder).name != entry.folder:
             raise ValueError(f"run {run_id}: folder {entry.folder!r} is not the name of a folder beside this file")

@@ -99,7 +99,7 @@ def _print_labelled(console: Console, label: str, text: str) -> None:
 
 
 def totals_text(plan: PlanSummary) -> str:
-    """The plan in one line: "5 runs in 3 arms: 1 finished, 4 to send as 4 tasks (3 x 1 rank on 1 GPU, 1 x 2 ranks on 2 GPUs), 5 GPUs at once."."""
+    """The plan in one line: "5 runs in 3 arms: 1 finished, 4 to send as 4 tasks (4 x 1 rank on 1 GPU), 4 GPUs at once."."""
     known = [state for state in plan.states if state != "new"]
     parts = [states_text(known)] if known else []
     if plan.runs_to_send:
@@ -113,8 +113,8 @@ def totals_text(plan: PlanSummary) -> str:
 
 
 def shape_text(shape: TaskShape) -> str:
-    """What one task is: "2 ranks", "1 rank on 1 GPU", "4 runs side by side on 2 GPUs", "4 ranks on 2 nodes x 2 GPUs"."""
-    what = f"{shape.at_a_time} runs side by side" if shape.at_a_time > 1 else count(shape.ranks, "rank")
+    """What one task is: "2 ranks", "1 rank on 1 GPU", "up to 4 runs side by side on 2 GPUs", "4 ranks on 2 nodes x 2 GPUs"."""
+    what = f"up to {shape.at_a_time} runs side by side" if shape.at_a_time > 1 else count(shape.ranks, "rank")
     where = [f"{shape.nodes} nodes"] if shape.nodes > 1 else []
     where += [count(shape.gpus, "GPU")] if shape.gpus else []
     return f"{what} on {' x '.join(where)}" if where else what

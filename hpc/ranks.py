@@ -137,15 +137,19 @@ class RankGroup:
         self._kill_at = float("inf")
         self._killed_at: float | None = None
         self._failed_before_kill: list[int] = []  # who fails after it was killed
-        for local_rank in range(size):
-            rank = share.first_rank + local_rank
-            own = {"RANK": rank, "LOCAL_RANK": local_rank, "WORLD_SIZE": share.world_size, "LOCAL_WORLD_SIZE": size}
-            fds = [share.listen_fd] if share.listen_fd is not None and rank == 0 else []
-            if fds:
-                own["SERESNET_STORE_FD"] = fds[0]
-            whole = {**env, **meeting, **{name: str(value) for name, value in own.items()}}
-            group = self._processes[0].pid if self._processes else 0
-            self._processes.append(start_process(command, env=whole, cwd=cwd, log=log, group=group, cpus=cpus, pass_fds=fds))
+        try:
+            for local_rank in range(size):
+                rank = share.first_rank + local_rank
+                own = {"RANK": rank, "LOCAL_RANK": local_rank, "WORLD_SIZE": share.world_size, "LOCAL_WORLD_SIZE": size}
+                fds = [share.listen_fd] if share.listen_fd is not None and rank == 0 else []
+                if fds:
+                    own["SERESNET_STORE_FD"] = fds[0]
+                whole = {**env, **meeting, **{name: str(value) for name, value in own.items()}}
+                group = self._processes[0].pid if self._processes else 0
+                self._processes.append(start_process(command, env=whole, cwd=cwd, log=log, group=group, cpus=cpus, pass_fds=fds))
+        except BaseException:
+            self.close()  # nobody else knows of those that did start
+            raise
 
     def watch(self, should_stop: Callable[[], str | None]) -> Outcome:
         """poll() until every rank has ended. should_stop is asked ten times a second; it returns a reason, or None."""
@@ -177,7 +181,8 @@ class RankGroup:
         """Leave nothing behind: descendants of ranks are in their group."""
         for process in self._processes:
             process.kill()
-        kill_group(self._processes[0])
+        if self._processes:
+            kill_group(self._processes[0])
         for process in self._processes:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=UNKILLABLE_S)

@@ -15,7 +15,9 @@ from hpc import code_snapshot
 from hpc.paths import Plan, Submissions, SweepFolder
 from hpc.states import MISSING, OWNED, Queue, RunState, State
 from hpc.sweep import PlannedRun
+from seresnet.config import to_dict
 from seresnet.errors import ConfigError
+from seresnet.run_folder import RunRecord
 
 #: Words that --retry takes beside the names of runs and arms -> the states that they stand for.
 RETRY_WORDS: dict[str, tuple[State, ...]] = {
@@ -64,6 +66,13 @@ def check_source(old: Plan | None, source: str, sweep: SweepFolder) -> None:
 # --- what was edited ---
 
 
+#: Beside a diff in which runs went and others of the same names came.
+LONGER_IS_OTHER = (
+    "note: these differ from runs no longer asked for by train.epochs alone. With optim.schedule_epochs unset it is also the schedule's "
+    "horizon, so another number of epochs is another experiment; a run can be carried on only up to a schedule_epochs set before its start"
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Diff:
     """An edited sweep against the plan of the launch before."""
@@ -82,6 +91,21 @@ class Diff:
         added = f"+{len(self.added)} ({self.what})" if self.added else "+0"
         removed = f"-{len(self.removed)} {'dropped' if self.is_dropping else 'no longer asked'}" if self.removed else "-0"
         return f"{added}  ={self.kept}  {removed}"
+
+
+def is_longer_alone(sweep: SweepFolder, plan: Plan, diff: Diff, runs: Mapping[str, PlannedRun]) -> bool:
+    """Whether an added run differs from a removed one of its name by train.epochs alone, which its user took for carrying on."""
+    gone = {plan.runs[run_id].slug: run_id for run_id in diff.removed}
+    for run_id in diff.added:
+        twin = gone.get(plan.runs[run_id].slug)
+        if twin is not None:
+            try:
+                before = RunRecord.read(sweep.run_folder(twin, plan)).config
+            except ConfigError:
+                return False
+            now = to_dict(runs[run_id].config)
+            return before | {"train": {**before["train"], "epochs": now["train"]["epochs"]}} == now  # one answers for all
+    return False
 
 
 def compare(old: Plan | None, new: Plan, runs: Mapping[str, PlannedRun], *, is_dropping: bool) -> Diff:

@@ -43,6 +43,8 @@ def script(
 
     check_script(folder, code_dir, site, shape, visible=visible)
     parameters = _parameters(code_dir, site, shape, job_name)
+    # The same end as sbatch/train.sh: a task in a container has no scontrol and cannot requeue itself, nor one that was killed.
+    parameters["teardown"] = [f"end_task $? {site.signal_delay_s} {shlex.quote(str(folder.absolute()))}"]
     if dependency:
         # Else the array of a failed smoke test would wait for ever.
         parameters["additional_parameters"] |= {"dependency": dependency, "kill-on-invalid-dep": "yes"}
@@ -100,8 +102,6 @@ def _parameters(code_dir: Path, site: Site, shape: TaskShape, job_name: str) -> 
         "gpus_per_node": gpu if shape.gpus and site.gpu_request == "gpus_per_node" else None,
         "mem": f"{site.mem_gb_per_rank * shape.processes}G" if site.mem_gb_per_rank else None,
         "setup": _before(site),
-        # The same end as sbatch/train.sh: a task in a container has no scontrol and cannot requeue itself.
-        "teardown": [f"end_task $? {site.signal_delay_s} ../../logs"],
     }
     return {
         **{name: value for name, value in wanted.items() if value is not None},

@@ -39,12 +39,17 @@ def update(jobs: str, values: Mapping[str, str]) -> list[str]:
 
 def hold(job_id: str) -> list[str]:
     """Let nothing of an array start any more. Running tasks run on, and come back held if they are requeued (seen)."""
-    return _refusals(slurm.call("scontrol", "hold", job_id, timeout_s=_TIMEOUT_S), job_id)
+    return _unfinished(_refusals(slurm.call("scontrol", "hold", job_id, timeout_s=_TIMEOUT_S), job_id))
 
 
 def release(job_id: str) -> list[str]:
     """Undo hold."""
-    return _refusals(slurm.call("scontrol", "release", job_id, timeout_s=_TIMEOUT_S), job_id)
+    return _unfinished(_refusals(slurm.call("scontrol", "release", job_id, timeout_s=_TIMEOUT_S), job_id))
+
+
+def _unfinished(refusals: list[str]) -> list[str]:
+    """Without those of tasks that are over: there is nothing to hold or release, so nothing was refused."""
+    return [line for line in refusals if not line.endswith("Job has already finished")]
 
 
 def cancel(jobs: str) -> list[str]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from hpc.batch_word import known_end
 from hpc.hold import cancelled_runs
 from hpc.paths import Plan, SweepFolder
 from seresnet import claims
@@ -220,7 +221,7 @@ def _look_at_attempts(folder: RunFolder) -> tuple[Claim | None, End | None, str 
     claim = None
     try:
         claim = claims.newest_claim(folder)
-        return claim, claims.read_end(folder, claim.generation) if claim else None, None
+        return claim, known_end(folder, claim) if claim else None, None
     except OSError as error:
         return claim, None, f"{folder.attempts}: cannot be read: {error}"
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from hpc import hold, low_use, queues
-from hpc.canceller import refine, who_cancelled
+from hpc.canceller import may_be_cancelled, refine, who_cancelled
 from hpc.forecast import likely_done
 from hpc.paths import Plan, Submission, Submissions, SweepFolder, submission_id
 from hpc.progress_view import RunProgress, progress_of
@@ -115,7 +115,7 @@ def _at_a_time(plan: Plan, submissions: tuple[Submission, ...]) -> Mapping[str, 
 
 def _with_cancellers(states: list[RunState], memory: Memory) -> list[RunState]:
     """Who cancelled, where accounting knows: the supervisor only saw that somebody did."""
-    jobs = {state.job for state in states if state.ending == "cancelled" and state.job}
+    jobs = {state.job for state in states if state.job and may_be_cancelled(state.ending, state.reason)}
     if new := jobs - memory.sought:
         memory.sought |= new
         memory.cancellers |= who_cancelled(sorted(new))
@@ -123,7 +123,7 @@ def _with_cancellers(states: list[RunState], memory: Memory) -> list[RunState]:
 
 
 def _with_canceller(state: RunState, cancellers: Mapping[str, int]) -> RunState:
-    if state.state != "cancelled" or state.ending is None:
+    if state.state not in ("cancelled", "stopped") or state.ending is None:
         return state
     ending, reason = refine(state.ending, state.reason, state.job, cancellers)
     if ending == "cancelled_by_site" and "GPU use" not in (reason or "") and (use := low_use.use_text(state)):

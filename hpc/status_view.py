@@ -126,7 +126,10 @@ def launch_command(look: Look) -> str:
         return "start it as before (sbatch/train.sh or python -m hpc.supervisor)"
     last = look.submissions[-1] if look.submissions else None
     local = " --local" if last and last.mode == "local" and last.site.get("scheduler") == "slurm" else ""
-    return f"python -m hpc.launch --sweep {_source(look)}{local}"
+    words = "".join(f" {shlex.quote(text)}" for text in look.plan.overrides)
+    runs_dir = os.path.relpath(look.sweep.path.absolute().parent)
+    where = "" if runs_dir == "runs" or (last and last.site.get("runs_dir")) else f" --runs-dir {shlex.quote(runs_dir)}"
+    return f"python -m hpc.launch --sweep {_source(look)}{words}{where}{local}"
 
 
 def _source(look: Look) -> str:

@@ -117,7 +117,8 @@ def main_task(sweep: SweepFolder, task: str, stop: StopFlag) -> int:
         code = int(Exit.USER_ERROR)
     sys.stdout.flush()
     sys.stderr.flush()
-    return int(code)
+    # Above 128 the batch script takes it for our own death, and not for that of the rank which had this code.
+    return int(code) if code <= 128 else 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:

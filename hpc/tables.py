@@ -33,15 +33,18 @@ class Comparison:
 
 def headline(gathered: Gathered) -> str:
     """Whether all runs are in, and what is mixed that should be one."""
-    rows = gathered.rows
-    finished = len(gathered.finished)
+    # Runs that the sweep no longer asks for are in no arm, and in no line of the table.
+    rows = [row for row in gathered.rows if row.arms]
+    finished = sum(row.state == "finished" for row in rows)
     counts = ", ".join(f"{count} {state}" for state, count in count_states(rows) if state != "finished")
     whole = (
         f"Complete: {finished} of {len(rows)} runs finished."
         if finished == len(rows)
         else f"PARTIAL: {finished} of {len(rows)} runs finished ({counts})."
     )
-    return " ".join([whole, *_mixtures(gathered.finished)])
+    others = len(gathered.rows) - len(rows)
+    left = [f"{others} earlier {'run is' if others == 1 else 'runs are'} no longer asked for and not counted."] if others else []
+    return " ".join([whole, *left, *_mixtures([row for row in rows if row.state == "finished"])])
 
 
 def _mixtures(rows: Sequence[RunRow]) -> list[str]:

@@ -28,6 +28,7 @@ RUNS_OF_A_SHAPE = 5
 #: Sibling sweeps, newest first, and run.yaml files read from them: YAML is slow to parse.
 SIBLINGS, SIBLING_RUNS = 20, 40
 #: Of a journal's end: a few hundred epochs.
+_ENOUGH_EPOCHS = 5
 _TAIL_BYTES = 64_000
 
 #: What a step's time does not depend on, or hardly.
@@ -132,7 +133,7 @@ class Known:
         if self._siblings is None:
             self._siblings = _sibling_runs(self._sweep)
         seen = list(_first(RUNS_OF_A_SHAPE, map(self._seen_on_that_gpu, self._siblings.get(key, []))))
-        return _summary(seen, _runs(len(seen), "other sweeps'")) if seen else None
+        return _summary(seen, _runs(len(seen), "sibling sweep")) if seen else None
 
     def _left(self) -> dict[str, list[RunFolder]]:
         """Shape -> folders of runs that this sweep no longer asks for: another learning rate, another horizon."""
@@ -270,7 +271,8 @@ def _config(folder: RunFolder) -> Mapping[str, Any] | None:
 
 
 def _tail(folder: RunFolder) -> list[journal.EpochRecord]:
-    """The last epochs that the newest journal of a run has; none where nothing can be read."""
+    """Some of the last epochs of a run; none where nothing can be read. A resumed attempt begins with a part of one: look further back."""
+    found: list[journal.EpochRecord] = []
     paths = sorted((entry.path for entry in _entries(folder.metrics) if entry.name.endswith(".jsonl")), reverse=True)
     for path in paths:
         try:
@@ -280,9 +282,10 @@ def _tail(folder: RunFolder) -> list[journal.EpochRecord]:
         except OSError:
             continue
         records = [record for record in map(journal.parse, lines) if record is not None]
-        if records:
-            return records
-    return []
+        found += records
+        if len(found) >= _ENOUGH_EPOCHS:
+            break
+    return found
 
 
 def _gpu(folder: RunFolder) -> str | None:

@@ -25,4 +25,4 @@ source "$rule" || { echo "$rule is not to be had: submit from the folder that ho
 srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" "$python" -m hpc.supervisor "$@"
 # 75: saved and told to stop. The supervisor has requeued this job if that was right and it had scontrol; in a container it has none,
 # and then it is done here, by the same rule (docs/adr/0007). 60 as in --signal above.
-end_task $? 60
+end_task $? 60 "$(logs_of_one)"

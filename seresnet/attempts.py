@@ -123,6 +123,7 @@ def read_end(folder: RunFolder, generation: int, files: Files = DISK) -> End | N
         return None
     reason, inferred = value.pop("reason", None), bool(value.pop("inferred", False))
     facts = {key: fact for key, fact in value.items() if key not in ("schema", "generation")}
+    reason = reason if isinstance(reason, str) or reason is None else json.dumps(reason)
     return End(generation=generation, ending=ending, reason=reason, inferred=inferred, facts=facts)
 
 

@@ -54,7 +54,10 @@ def _table() -> NDArray[np.int64]:
     """(1797, 65): 64 pixels and the label. Read from the package's file: importing sklearn for it takes 3 s and scipy."""
     spec = find_spec("sklearn")
     if spec is None or spec.origin is None:
-        raise DataError("data.name digits: the images come with scikit-learn, which is not installed. Run: pip install scikit-learn")
+        raise DataError(
+            "data.name digits: the images come with scikit-learn, which is not installed here. "
+            "Say the same with the Python of the training environment."
+        )
     path = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
     if not path.exists():
         return _table_by_import()

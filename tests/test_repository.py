@@ -279,3 +279,14 @@ def test_no_two_test_files_share_a_name() -> None:
     # pytest imports them by name alone: two of one name and a bare `pytest` stops before the first test.
     names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
     assert sorted({name for name in names if names.count(name) > 1}) == []
+
+
+def test_setup_leaves_the_environment_of_another_checkout_alone(tmp_path: Path) -> None:
+    record = tmp_path / "venv/lib/python3.11/site-packages/hpc_seresnet-0.1.0.dist-info/direct_url.json"
+    record.parent.mkdir(parents=True)
+    (tmp_path / "venv/pyvenv.cfg").touch()
+    record.write_text(f'{{"dir_info": {{"editable": true}}, "url": "file://{tmp_path}"}}')
+    environment = os.environ | {"PYTHON": sys.executable, "VENV": str(tmp_path / "venv")}
+    done = subprocess.run(["bash", "tools/setup.sh", "full"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and f"serves the checkout in {tmp_path}" in done.stderr, done.stderr
+    assert record.exists()

@@ -23,6 +23,12 @@ if [ -e "$VENV" ] && [ ! -f "$VENV/pyvenv.cfg" ] && [ -n "$(ls -A "$VENV" 2>/dev
     die "$VENV exists and is not an environment. Move it away, or name another place (VENV=..., LAUNCHER_VENV=...)"
 fi
 
+# make goes by dates: a fresh clone would quietly point somebody's environment at itself.
+served=$(sed -n 's/.*"url": "file:\/\/\([^"]*\)".*/\1/p' "$VENV"/lib/python*/site-packages/hpc_seresnet-*.dist-info/direct_url.json 2>/dev/null | head -n 1)
+if [ -n "$served" ] && [ -d "$served" ] && [ "$(cd "$served" && pwd -P)" != "$(pwd -P)" ]; then
+    die "$VENV serves the checkout in $served. Use it there, or name a place of this one's own: make $name VENV=/path"
+fi
+
 # The launcher is made afresh each time: it takes seconds, and pip is gone from it. An interrupted or broken one is made afresh too.
 if [ "$kind" = launcher ] || ! "$VENV/bin/python" -c 'import pip' >/dev/null 2>&1; then
     "$PYTHON" tools/preflight.py "$kind" "$VENV" || exit 1

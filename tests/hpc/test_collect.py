@@ -310,7 +310,8 @@ sys.meta_path.insert(0, Missing())
 from hpc import collect
 sys.exit(collect.main(sys.argv[1:]))"""
     done = run_python(code, str(sweep.folder.path))
-    assert (done.returncode, done.stderr) == (2, f"{missing} is not installed here: pip install 'hpc-seresnet[collect]'\n")
+    advice = "Use the Python of the training environment (make setup): it has all that tables and figures need."
+    assert (done.returncode, done.stderr) == (2, f"{missing} is not installed here. {advice}\n")
 
 
 def test_collecting_needs_no_torch_scipy_or_wandb(tmp_path: Path) -> None:

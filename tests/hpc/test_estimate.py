@@ -111,7 +111,7 @@ def test_a_sweep_beside_this_one_is_asked_where_this_one_knows_nothing(tmp_path:
     FakeSweep(tmp_path, name="older").finish_all()
     sweep = FakeSweep(tmp_path, name="newer", epochs=60)
     found = known(sweep).of_run(sweep.ids["se", 0])
-    assert found is not None and (found.source, found.low_s) == ("1 other sweeps' run", 4.5)
+    assert found is not None and (found.source, found.low_s) == ("1 sibling sweep run", 4.5)
 
 
 def test_runs_that_the_sweep_no_longer_asks_for_still_tell_their_speed(tmp_path: Path) -> None:

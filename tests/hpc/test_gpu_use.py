@@ -38,6 +38,12 @@ def test_a_sample_is_of_the_gpus_that_the_task_has(
     assert found is not None and [gpu.id for gpu in found.gpus] == ids
 
 
+@pytest.mark.parametrize("visible", ["", "NoDevFiles", "-1"])
+def test_a_task_without_gpus_is_not_shown_those_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str) -> None:
+    _smi(tmp_path, monkeypatch, f"print({TWO_GPUS!r}, end='')")
+    assert sample({"CUDA_VISIBLE_DEVICES": visible}) is None
+
+
 def test_figures_are_those_of_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _smi(tmp_path, monkeypatch, f"print({TWO_GPUS!r}, end='')")
     found = sample({})

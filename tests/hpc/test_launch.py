@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 from launch_bench import SWEEP, Bench, attempt, finish
 
+from hpc import status
 from hpc.paths import Plan, Submissions
 from seresnet.errors import ConfigError, SubmissionError
 
@@ -261,3 +262,21 @@ def test_the_plan_says_which_arms_an_override_has_made_the_same(bench: Bench) ->
     _, text = bench.launch("model.attention=se")
     assert "2 runs in 2 arms: 2 to send" in text
     assert "note: 2 runs shared by baseline and se, trained once" in text, text
+
+
+def test_more_epochs_without_a_horizon_are_said_to_be_other_runs_whose_names_mean_the_new_ones(bench: Bench) -> None:
+    bench.launch()
+    before = Plan.read(bench.sweep).find("se-s0")
+    code, text = bench.launch("train.epochs=3")
+    plan = Plan.read(bench.sweep)
+    assert code == 0 and "edited: +4" in text and "differ from runs no longer asked for by train.epochs alone" in text, text
+    assert plan.find("se-s0") != before and plan.find(before) == before
+    assert "train.epochs alone" not in bench.launch("train.epochs=3", "optim.lr=0.3")[1], "another difference is another experiment"
+
+
+def test_the_command_that_goes_on_carries_the_overrides(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    bench.launch("optim.lr=0.3")
+    attempt(bench.run("se-s0"), "stopped")
+    bench.listed = {}
+    status.main([str(bench.sweep.path)])
+    assert "    python -m hpc.launch --sweep demo.yaml optim.lr=0.3 site=slurm" in capsys.readouterr().out.splitlines()

@@ -1,10 +1,12 @@
 """The ranks of one node of a run on several: their numbers, their socket, and what they do when something happens elsewhere."""
 
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,6 +42,22 @@ def test_ranks_of_the_second_node_are_numbered_from_its_first(groups: list[RankG
     outcome, _ = _outcome(_group(groups, tmp_path, _SAY, 2, first_rank=2))
     assert (outcome.statuses, outcome.first_rank) == ((0, 0), 2)
     assert sorted((tmp_path / "log.txt").read_text().splitlines()) == ["2 0 4 None here", "3 1 4 None here"]
+
+
+def test_ranks_that_did_start_do_not_outlive_one_that_could_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+    start_process = ranks.start_process
+
+    def one_only(*args: Any, **more: Any) -> "subprocess.Popen[bytes]":
+        if started:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        started.append(start_process(*args, **more))
+        return started[0]
+
+    monkeypatch.setattr(ranks, "start_process", one_only)
+    with pytest.raises(BlockingIOError):
+        RankGroup([sys.executable, "-c", "import time; time.sleep(60)"], 2, env={}, cwd=tmp_path, log=tmp_path / "log.txt")
+    assert started[0].returncode == -9
 
 
 def test_only_rank_0_has_the_socket(groups: list[RankGroup], tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from hpc import requeue
 from hpc.canceller import parse_cancellers, refine, who_cancelled
-from hpc.requeue import Attempt, JobFacts, budget_of, budget_of_time_limits, canceller, judge, why_stop
+from hpc.requeue import UNASKED, Attempt, JobFacts, budget_of, budget_of_time_limits, canceller, judge, why_stop
 
 NOW = 1_000_000.0
 RUNNING = JobFacts(job_id="7_1", state="RUNNING", start_time=NOW - 600, end_time=NOW + 3600)
@@ -71,13 +71,20 @@ class Batch:
         (self.folder / name).write_text(f"#!/bin/bash\n{body}\n")
         (self.folder / name).chmod(0o755)
 
+    @property
+    def logs(self) -> Path:
+        return self.folder / "the logs"
+
+    def marks(self) -> dict[str, str]:
+        return {path.name: path.read_text().strip() for path in self.logs.glob("batch-*")}
+
     def ends(self, scontrol: str, code: int = 75, restart_count: int = 0) -> list[str]:
         """What scontrol was asked when srun had returned code."""
         self._program("scontrol", f'echo "$*" >> {self.asked}\n{scontrol}')
         env = {**{key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}, "SLURM_JOB_ID": "9"}
         env |= {"PATH": f"{self.folder}:{os.environ['PATH']}", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "1"}
         env |= {"SLURM_RESTART_COUNT": str(restart_count)} if restart_count else {}
-        script = f"trap : TERM\nsource {SHELL}\n(exit {code})\nend_task $? 60"
+        script = f"trap : TERM\nsource {SHELL}\n(exit {code})\nend_task $? 60 '{self.logs}'"
         done = subprocess.run(["bash", "-c", script], env=env, capture_output=True, text=True, timeout=30)
         assert (done.returncode, done.stderr) == (code, "")
         return self.asked.read_text().splitlines() if self.asked.exists() else []
@@ -96,13 +103,43 @@ def _said(facts: JobFacts | None) -> str:
 
 @ROWS
 def test_the_batch_script_judges_alike(tmp_path: Path, facts: JobFacts | None, ending: str, requeue: bool) -> None:
-    asked = Batch(tmp_path).ends(_said(facts), restart_count=2 if facts and facts.restarts else 0)
+    batch = Batch(tmp_path)
+    batch.logs.mkdir()
+    asked = batch.ends(_said(facts), restart_count=2 if facts and facts.restarts else 0)
     looks = ["show job 7_1"] * (2 if facts is None else 1)
     assert asked == looks + (["requeue 7_1"] if requeue else []), ending
+    assert [word.split()[0] for word in batch.marks().values()] == ([] if ending == "stopped" else [ending])
 
 
-def test_the_batch_script_looks_only_after_75(tmp_path: Path) -> None:
-    assert Batch(tmp_path).ends(_said(_but(preempt_time=NOW - 1)), code=1) == []
+@pytest.mark.parametrize("code", [0, 1, 78, 130, 138, 143])
+def test_the_batch_script_does_not_look_after_an_ending_that_says_all(tmp_path: Path, code: int) -> None:
+    assert Batch(tmp_path).ends(_said(_but(preempt_time=NOW - 1)), code=code) == []
+
+
+@pytest.mark.parametrize("code", [134, 135, 137, 139])
+def test_the_batch_script_requeues_a_job_whose_supervisor_was_killed_three_times(tmp_path: Path, code: int) -> None:
+    batch = Batch(tmp_path)
+    batch.logs.mkdir()
+    for restart in range(4):
+        asked = batch.ends(_said(_but(restarts=restart)), code=code, restart_count=restart)
+    assert asked.count("requeue 7_1") == 3 and asked.count("show job 7_1") == 4
+    assert batch.marks() == {f"batch-slurm-7_1-{restart}": f"killed {code}" for restart in range(4)}
+
+
+def test_a_killed_supervisor_of_a_cancelled_job_stays_dead(tmp_path: Path) -> None:
+    batch = Batch(tmp_path)
+    batch.logs.mkdir()
+    assert batch.ends(_said(_but(state="COMPLETING")), code=137) == ["show job 7_1"]
+    assert batch.marks() == {"batch-slurm-7_1-0": "cancelled 137"}
+
+
+def test_evictions_do_not_count_as_deaths_and_where_deaths_cannot_be_counted_nothing_is_requeued(tmp_path: Path) -> None:
+    batch = Batch(tmp_path)
+    assert batch.ends(_said(RUNNING), code=137) == ["show job 7_1"]
+    batch.logs.mkdir()
+    for restart in range(5):
+        batch.ends(_said(_but(restarts=restart, preempt_time=NOW - 1)), restart_count=restart)
+    assert batch.ends(_said(_but(restarts=5)), code=137, restart_count=5)[-1] == "requeue 7_1"
 
 
 def test_the_batch_script_asks_again_where_scontrol_fails_once(tmp_path: Path) -> None:
@@ -206,6 +243,11 @@ def test_a_cancelled_ending_is_refined_by_what_accounting_says(uids: dict[str, i
     written = "SIGTERM: state saved; by the user or the site (JobState=COMPLETING)"
     assert refine("cancelled", written, "7_0", uids, owner=1005) == (ending, reason)
     assert refine("preempted", "x", "7_0", uids, owner=1005) == ("preempted", "x")
+
+
+def test_accounting_may_know_of_a_scancel_what_nobody_on_the_node_could_ask() -> None:
+    assert refine("stopped", f"SIGTERM: state saved; {UNASKED}", "7_0", {"7_0": 0}, owner=5)[0] == "cancelled_by_site"
+    assert refine("stopped", "SIGTERM: state saved; a signal", "7_0", {"7_0": 0}, owner=5)[0] == "stopped"
 
 
 def test_without_sacct_nobody_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

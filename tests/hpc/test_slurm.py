@@ -90,7 +90,7 @@ def test_the_script_of_an_array_ends_as_train_sh_does(tmp_path: Path) -> None:
     srun = next(index for index, line in enumerate(lines) if line.startswith("srun"))
     assert lines.index("trap : TERM USR1 USR2") < lines.index("unset PYTHONSAFEPATH") < srun
     assert any(line.startswith("source hpc/requeue.sh") for line in lines[:srun])
-    assert [line for line in lines[srun + 1 :] if line and not line.startswith("#")] == ["end_task $? 77"]
+    assert [line for line in lines[srun + 1 :] if line and not line.startswith("#")] == [f"end_task $? 77 {tmp_path}/logs"]
     assert "end_task $? 60" in Path(__file__).parents[2].joinpath("sbatch/train.sh").read_text()
 
 

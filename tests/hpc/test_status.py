@@ -249,4 +249,4 @@ def test_the_command_that_goes_on_names_the_file_that_was_launched(bench: Bench,
     bench.launch()
     bench.listed = {}
     assert status.main([str(bench.sweep.path)]) == 3
-    assert "    python -m hpc.launch --sweep demo.yaml" in capsys.readouterr().out.splitlines()
+    assert "    python -m hpc.launch --sweep demo.yaml site=slurm" in capsys.readouterr().out.splitlines()

@@ -57,6 +57,12 @@ def _run(sweep: SweepFolder, stop: StopFlag | None = None, **more: object) -> in
     return int(supervisor.run_task(sweep, "0001/0", stop=stop or StopFlag(), rank_command=PROGRAM, **more))  # type: ignore[arg-type]
 
 
+def test_a_task_never_leaves_with_a_code_that_says_it_was_killed_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The batch script would requeue it (hpc/requeue.sh); a rank that was killed has 137.
+    monkeypatch.setattr(supervisor, "run_task", lambda *args, **more: 137)
+    assert supervisor.main_task(SweepFolder(tmp_path), "0001/0", StopFlag()) == 1
+
+
 def _endings(sweep: SweepFolder, run: str = "run0") -> list[str]:
     folder = RunFolder(path=sweep.path / run)
     ends = [claims.read_end(folder, claim.generation) for claim in claims.read_claims(folder)]

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 from test_supervisor import PROGRAM, _endings, _no_slurm, _sweep, _when
 
-from hpc import code_snapshot, hold, pack_runner, supervisor, task
+from hpc import attempt_runner, code_snapshot, hold, pack_runner, supervisor, task
 from hpc.memory_kills import MemoryKills, count_kills
 from hpc.paths import Plan, PlannedFolder, Submission, Submissions, SweepFolder
+from hpc.ranks import Description
 from hpc.requeue import Verdict
 from hpc.slots import Slot, slots
-from seresnet import claims
+from seresnet import attempts, claims
 from seresnet.run_folder import RunFolder, RunRecord
 from seresnet.signals import StopFlag
 
@@ -137,6 +138,43 @@ def test_ranks_that_cannot_be_started_are_a_crash_of_that_run_alone(tmp_path: Pa
     (sweep.path / "run0/log.txt").mkdir()  # its output has no place to go
     assert _run(sweep) == 1
     assert (_endings(sweep, "run0"), _endings(sweep, "run1")) == (["crashed"] * 3, ["finished"])
+
+
+def test_a_run_that_cannot_even_be_looked_at_is_given_up_and_its_sibling_finishes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    why_stop = attempt_runner.why_stop
+
+    def raising(told: task.Task, folder: RunFolder, record: RunRecord) -> str | None:
+        if record.run_id == "run0":
+            raise ValueError("a fault of ours")
+        return why_stop(told, folder, record)
+
+    monkeypatch.setattr(attempt_runner, "why_stop", raising)
+    sweep = _pack(tmp_path, "finish", "finish", at_a_time=2)
+    assert _run(sweep) == 1
+    assert _endings(sweep, "run0") == [] and _endings(sweep, "run1") == ["finished"]
+
+
+def test_a_disk_that_fails_at_an_end_takes_no_sibling_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(told: object, ended: Description, *more: object) -> dict[str, object]:
+        if ended.ending == "crashed":
+            raise OSError(116, "Stale file handle")
+        return {}
+
+    monkeypatch.setattr(attempt_runner, "end_facts", failing)
+    sweep = _pack(tmp_path, "exit 1; finish", "finish", at_a_time=2)
+    assert _run(sweep) == 0
+    assert [_endings(sweep, run)[-1] for run in ("run0", "run1")] == ["finished"] * 2
+
+
+def test_failures_that_cannot_be_written_down_use_up_the_budget_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*args: object, **facts: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(claims, "write_end", refused)
+    monkeypatch.setattr(attempts, "write_inferred_end", refused)
+    sweep = _pack(tmp_path, "exit 1; exit 1; exit 1; finish", at_a_time=1)
+    assert _run(sweep) == 1
+    assert len(claims.read_claims(RunFolder(path=sweep.path / "run0"))) == 3
 
 
 def test_a_claim_that_takes_its_time_delays_no_sibling(tmp_path: Path) -> None:

@@ -343,6 +343,8 @@ def test_is_alive_is_a_young_beat_without_an_end(folder: RunFolder) -> None:
     assert claims.is_alive(folder, 1)
     os.utime(folder.beat(1), (time.time() - 100, time.time() - 100))
     assert not claims.is_alive(folder, 1)
+    os.utime(folder.beat(1), (time.time() + 3600, time.time() + 3600))
+    assert not claims.is_alive(folder, 1), "a clock that is ahead keeps nobody alive"
     os.utime(folder.beat(1))
     claims.write_end(folder, 1, "finished")
     assert not claims.is_alive(folder, 1)

@@ -60,7 +60,7 @@ def test_digits_have_the_same_digest_everywhere(tmp_path):
 
 def test_digits_without_scikit_learn_say_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr(digits, "find_spec", lambda name: None)
-    with pytest.raises(DataError, match=r"not installed\. Run: pip install scikit-learn"):
+    with pytest.raises(DataError, match=r"not installed here\. Say the same with the Python of the training environment"):
         build(DIGITS, tmp_path)
 
 

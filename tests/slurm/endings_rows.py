@@ -180,7 +180,8 @@ def _evicted(what: str, job: str, send: Send, expect: tuple[Seen, ...], act: Any
 
 
 SERVE = "serve; finish"
-BY_SHELL = came_back("stopped, finished", "batch script")
+BY_SHELL = came_back(by="batch script")
+TIME_BY_SHELL = came_back("timed_out, finished", "batch script", "time limits, -")
 NO_GRACE = tuple(
     Seen(classes=f"{seen}, finished", requeued="Slurm", budget=budget)
     for seen in ("preempted", "node_failed*", "stopped*")
@@ -241,7 +242,7 @@ NODES_AND_TIME = Wave(
         _evicted("node lost, comes back", PACK, pack(*TWO_AND_ONE, at_a_time=2, **ON_N1), BOTH_LOST, ready=pack_serves),
         _row("time limit, USR2 before it", ARRAY, array(SERVE, **ON_N2), TIMED_OUT, out_of_time),
         _row("time limit, no --signal asked for", ARRAY, array(SERVE, signal_delay_s=0, **ON_N2), TIMED_OUT, out_of_time),
-        _row("time limit", CONTAINER, array(SERVE, has_scontrol=False, **ON_N2), BY_SHELL, out_of_time),
+        _row("time limit", CONTAINER, array(SERVE, has_scontrol=False, **ON_N2), TIME_BY_SHELL, out_of_time),
         _row("45 s before the limit, no signal", ARRAY, array(SERVE, walltime_min=1, signal_delay_s=0, **ON_N2), TIMED_OUT,
              says="deadline"),
     ],
@@ -268,19 +269,22 @@ ALONE = Wave(
     is_slow=False,
     rows=[
         _row("time limit", TRAIN_SH, train_sh(SERVE), TIMED_OUT, out_of_time),
-        _row("time limit", TRAIN_SH_CONTAINER, train_sh(SERVE, has_scontrol=False), BY_SHELL, out_of_time),
+        _row("time limit", TRAIN_SH_CONTAINER, train_sh(SERVE, has_scontrol=False), TIME_BY_SHELL, out_of_time),
         _row("scancel by the user", ARRAY, array(SERVE), gone("cancelled", "CANCELLED"), cancelled_by_user),
         _row("scancel by root", ARRAY, array(SERVE), gone("cancelled_by_site", "CANCELLED"), cancelled_by_root),
-        _row("scancel by the user", CONTAINER, array(SERVE, has_scontrol=False), gone("stopped", "CANCELLED"), cancelled_by_user),
+        _row("scancel by the user", CONTAINER, array(SERVE, has_scontrol=False), gone("cancelled", "CANCELLED"), cancelled_by_user),
         _row("scancel by the user", TRAIN_SH, train_sh(SERVE), gone("cancelled", "CANCELLED"), cancelled_by_user),
-        _row("scancel by the user", TRAIN_SH_CONTAINER, train_sh(SERVE, has_scontrol=False), gone("stopped", "CANCELLED"),
+        _row("scancel by the user", TRAIN_SH_CONTAINER, train_sh(SERVE, has_scontrol=False), gone("cancelled", "CANCELLED"),
              cancelled_by_user),
         _row("TERM, USR2, TERM by the user", ARRAY, array(SERVE), STOPPED, signalled("TERM", "USR2", "TERM")),
         _row("TERM, USR2, TERM by the user", CONTAINER, array(SERVE, has_scontrol=False), STOPPED, signalled("TERM", "USR2", "TERM")),
         _row("scontrol requeue", ARRAY, array(SERVE), BY_HAND, requeued_by_hand, requeuer="the user"),
         _row("rank killed with -9", ARRAY, array(SERVE), (Seen(classes="killed, finished", budget="failures, -"),), rank_killed,
              says="memory cgroup"),
-        _row("supervisor killed with -9", ARRAY, array(SERVE), gone("-", "FAILED 137"), supervisor_killed),
+        _row("supervisor killed with -9", ARRAY, array(SERVE), came_back("killed*, finished", "batch script", "failures, -"),
+             supervisor_killed),
+        _row("supervisor killed with -9", TRAIN_SH_CONTAINER, train_sh(SERVE, has_scontrol=False),
+             came_back("killed*, finished", "batch script", "failures, -"), supervisor_killed),
         _row("GPU out of memory (exit 80)", IN_TURN, pack("exit 80; await run1/result.json finish", "finish", at_a_time=1),
              (Seen(classes="out_of_memory, finished / finished", budget="failures, - / -"),), ready=at_once),
         _row("host memory refused (MemoryError)", PACK, pack("starve; finish", "finish", at_a_time=2),

@@ -20,8 +20,12 @@ from cluster import Cluster
 from disturb import Disturber
 from scenes import Scene, assert_stays_away
 
+from hpc.batch_word import known_end
 from hpc.canceller import refine, who_cancelled
 from hpc.requeue import budget_of
+from seresnet import attempts
+from seresnet.attempts import End
+from seresnet.run_folder import RunFolder
 
 WIDTHS = (2, 32, 14, 24, 12, 14, 10)
 HEADS = ("#", "what was done", "job", "class recorded", "requeued by", "budget drawn", "at the end")
@@ -128,8 +132,8 @@ def look(scene: Scene, requeuer: str, timeout_s: float = 200.0) -> Seen:
     state = facts["JobState"] + (f" {code}" if facts["JobState"] == "FAILED" and code != "0" else "")
     runs = sorted(path.parent for path in scene.sweep.glob("*/attempts"))
     return Seen(
-        classes=" / ".join(_row_of([_class(scene, end) for end in scene.ends(run.name)]) for run in runs),
-        budget=" / ".join(_row_of([_budget(run, end) for end in scene.ends(run.name)]) for run in runs),
+        classes=" / ".join(_row_of([_class(scene, end) for end in _ends(run)]) for run in runs),
+        budget=" / ".join(_row_of([_budget(run, end) for end in _ends(run)]) for run in runs),
         requeued=_requeued_by(scene, int(facts["Restarts"]), requeuer),
         state=state,
     )
@@ -152,12 +156,18 @@ def _row_of(words: Sequence[str]) -> str:
     return "-" if not said or all(word == "-" for word in words) else ", ".join(said)
 
 
-def _class(scene: Scene, end: dict[str, object]) -> str:
+def _ends(run: Path) -> list[End]:
+    """As status and launch know them: the record, and what the batch script saw."""
+    folder = RunFolder(path=run)
+    return [end for claim in attempts.read_claims(folder) if (end := known_end(folder, claim)) is not None]
+
+
+def _class(scene: Scene, end: End) -> str:
     """The recorded class, as status and launch show it: of a cancellation accounting knows who."""
-    ending = str(end["ending"])
+    ending = end.ending
     if ending == "cancelled":
-        ending, _ = refine(ending, str(end["reason"]), scene.task(), _cancellers(scene), scene.sweep.stat().st_uid)
-    return ending + ("*" if end.get("inferred") else "")
+        ending, _ = refine(ending, end.reason, scene.task(), _cancellers(scene), scene.sweep.stat().st_uid)
+    return ending + ("*" if end.inferred else "")
 
 
 def _cancellers(scene: Scene) -> dict[str, int]:
@@ -168,11 +178,11 @@ def _cancellers(scene: Scene) -> dict[str, int]:
     return uids
 
 
-def _budget(run: Path, end: dict[str, object]) -> str:
-    if "budget" in end:
-        return str(end["budget"] or "-")
-    saved = list(run.glob(f"ckpt/g{int(str(end['generation'])):04d}-*"))
-    return budget_of(str(end["ending"]), bool(saved)) or "-"
+def _budget(run: Path, end: End) -> str:
+    if "budget" in end.facts:
+        return str(end.facts["budget"] or "-")
+    saved = list(run.glob(f"ckpt/g{end.generation:04d}-*"))
+    return budget_of(end.ending, bool(saved)) or "-"
 
 
 def _logs(scene: Scene) -> str:
