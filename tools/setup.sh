@@ -24,7 +24,7 @@ if [ -e "$VENV" ] && [ ! -f "$VENV/pyvenv.cfg" ] && [ -n "$(ls -A "$VENV" 2>/dev
 fi
 
 # make goes by dates: a fresh clone would quietly point somebody's environment at itself.
-served=$(sed -n 's/.*"url": "file:\/\/\([^"]*\)".*/\1/p' "$VENV"/lib/python*/site-packages/hpc_seresnet-*.dist-info/direct_url.json 2>/dev/null | head -n 1)
+served=$(sed -n 's/.*"url": "file:\/\/\([^"]*\)".*/\1/p' "$VENV"/lib/python*/site-packages/hpc_seresnet-*.dist-info/direct_url.json 2>/dev/null | head -n 1 || true)
 if [ -n "$served" ] && [ -d "$served" ] && [ "$(cd "$served" && pwd -P)" != "$(pwd -P)" ]; then
     die "$VENV serves the checkout in $served. Use it there, or name a place of this one's own: make $name VENV=/path"
 fi
