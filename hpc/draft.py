@@ -123,7 +123,7 @@ def make_draft(
         submissions=submissions,
         batches=_batches(to_send, spec.pack),
         queue=queue,
-        code=relaunch.look_at_code(sweep, submissions, wish.code),
+        code=relaunch.look_at_code(sweep, submissions, wish.code or ("new" if wish.rerun else None)),
         diff=diff,
         rerun=frozenset(again),
     )

@@ -143,7 +143,9 @@ def _code_notes(draft: Draft) -> list[str]:
     queued = sum(state.state in OWNED for state in draft.states)
     keep = f"; {count(queued, 'run')} that somebody has keep theirs" if queued else ""
     edited = f"note: the code was edited since code/{code.before} ({count(len(code.changes), 'file')})"
-    return [f"{edited}: nothing has started, so they start with code/{code.number}{keep}" if not draft.is_started else f"{edited}{keep}"]
+    if not draft.is_started:
+        return [f"{edited}: nothing has started, so they start with code/{code.number}{keep}"]
+    return [f"{edited}: go on with code/{code.number}{keep}" if code.is_chosen else f"{edited}{keep}"]
 
 
 def _left_notes(draft: Draft) -> list[str]:

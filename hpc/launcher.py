@@ -108,8 +108,7 @@ def _held(session: Session, draft: Draft) -> None:
 
 
 def _code_changed(session: Session, draft: Draft) -> None:
-    is_told = session.request.code or session.request.rerun
-    if draft.batches and draft.code.changes and draft.is_started and not is_told:
+    if draft.batches and draft.code.changes and draft.is_started and not draft.code.is_chosen:
         raise ConfigError(relaunch.code_refusal(draft.sweep, draft.code))
 
 

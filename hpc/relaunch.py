@@ -205,6 +205,7 @@ class Code:
     before: str | None = None  # the newest snapshot that the sweep was launched with
     working: str = ""  # number that the working copy has or would get
     changes: tuple[str, ...] = ()  # files by which the working copy differs from `before`
+    is_chosen: bool = False  # by --code or --rerun; without it a launch whose code was edited is refused
 
 
 def look_at_code(sweep: SweepFolder, submissions: Submissions, asked: Literal["snapshot", "new"] | None) -> Code:
@@ -214,7 +215,8 @@ def look_at_code(sweep: SweepFolder, submissions: Submissions, asked: Literal["s
     before = next(sent, None)
     if before is None or before == working:
         return Code(number=working, is_taken=is_taken, before=before, working=working)
-    code = Code(number=working, is_taken=is_taken, before=before, working=working, changes=code_snapshot.changes(sweep.code(before)))
+    changes, is_chosen = code_snapshot.changes(sweep.code(before)), asked is not None
+    code = Code(number=working, is_taken=is_taken, before=before, working=working, changes=changes, is_chosen=is_chosen)
     return replace(code, number=before, is_taken=True) if asked == "snapshot" else code
 
 

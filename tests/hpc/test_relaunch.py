@@ -191,7 +191,8 @@ def test_told_which_code_the_missing_runs_are_sent_with_it(
 ) -> None:
     start_all(bench, "se-s0")
     edit_code("hpc/a.py", "x = 2\n")
-    bench.launch(code=code)
+    text = bench.launch(code=code)[1]
+    assert ("(1 file): go on with code/0002" in text) == (code == "new"), text
     assert Submissions.read(bench.sweep).submissions[-1].code == number
     assert [slug for (slug,) in bench.tasks_sent()] == ["baseline-s0", "baseline-s1", "se-s1"]
     assert (bench.sweep.code(number) / "hpc" / "a.py").read_text() == ("x = 1\n" if code == "snapshot" else "x = 2\n")
