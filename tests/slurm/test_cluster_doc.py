@@ -182,6 +182,14 @@ def fill(reader: Reader) -> None:
         reader.cluster.wait_for_state(job, "RUNNING")
 
 
+def slurm_has_looked(reader: Reader) -> None:
+    """A waiting job has no reason until the scheduler has come by."""
+    deadline = time.monotonic() + 30
+    while "None" in reader.cluster.command("squeue", "--noheader", "--states=PENDING", "--format=%r").split():
+        assert time.monotonic() < deadline, "the scheduler does not come by"
+        time.sleep(0.2)
+
+
 def smoke_passes(reader: Reader) -> None:
     reader.cluster.command("scancel", *reader.others)
     smoke_has_passed(reader)
@@ -215,7 +223,7 @@ STEPS = {
     f"{LAUNCH} --dry-run": Step(says=("account lab", "sbatch script", "nothing was sent")),
     f"{LAUNCH} --calibrate": Step(says=("as job",)),
     f"{LAUNCH} --smoke": Step(before=fill, says=("they wait for the smoke test",)),
-    STATUS: Step(code=3, says=("2 queued", "waits for another job, such as a smoke test, to end (Dependency)")),
+    STATUS: Step(code=3, before=slurm_has_looked, says=("2 queued", "waits for another job, such as a smoke test, to end (Dependency)")),
     f"{STATUS} --logs RUN": Step(says=("log:",)),
     f"{STATUS} --watch": Step(code=3, says=("se-s0",)),
     f"{LAUNCH} --alter site.walltime_min=240 site.constraint='a100|h200'": Step(says=("TimeLimit=240",)),

@@ -147,8 +147,8 @@ def test_a_disturbed_sweep_ends_with_the_bits_of_a_quiet_one(cluster: Cluster, u
     assert sweep.endings(killed) == ["killed", "finished"], sweep.say()
     assert [sweep.endings(run) for run in crowded if "preempted" in sweep.endings(run)] == [["preempted", "finished"]], sweep.say()
 
-    sweep.launch_on_slurm()
-    assert len(sweep.jobs()) == 2, "launched again, the cancelled run was not sent"
+    sweep.launch_on_slurm("--retry", "cancelled")
+    assert len(sweep.jobs()) == 2, "asked for again, the cancelled run was not sent"
     wait_for(lambda: is_over(sweep, sweep.jobs()[1]), "the second array ends", sweep)
     for name, run in runs.items():
         found = TrainResult.read(RunFolder(path=run))
