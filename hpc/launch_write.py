@@ -20,7 +20,7 @@ from seresnet.config import to_dict
 from seresnet.durable import fsync_folder, write_durably
 from seresnet.run_folder import RunRecord
 
-_WRITERS = 8
+_WRITERS = 4
 
 
 def write_launch(session: Session, draft: Draft, text: str) -> tuple[Submissions, list[Submission], Plan]:

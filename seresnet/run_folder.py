@@ -4,8 +4,11 @@ Nothing here decides anything. No absolute path is written, so that an idle swee
 carries a generation sorts by it.
 """
 
+import functools
 import json
 import re
+import textwrap
+from collections.abc import Hashable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -122,6 +125,25 @@ class RunFolder:
             fsync_folder(folder)
 
 
+def _dump(value: Any) -> str:
+    # Wide: a long path stays on its line, whatever its indentation.
+    return str(yaml.dump(value, Dumper=_DUMPER, sort_keys=False, width=100_000))
+
+
+def _section(keys: Mapping[str, Any]) -> str:
+    """The keys of one section of a config, a line or a list each."""
+    if not keys:
+        return "{}\n"
+    plain = {key: tuple(value) if isinstance(value, list) else value for key, value in keys.items()}
+    return "".join(_line(key, value) if isinstance(value, Hashable) else _dump({key: value}) for key, value in plain.items())
+
+
+@functools.lru_cache(maxsize=4096, typed=True)
+def _line(key: str, value: Any) -> str:
+    """Cached: the runs of a sweep differ in a key or two, and a whole dump takes 2 ms a run, which a sweep of 1,000 waits for."""
+    return _dump({key: list(value) if isinstance(value, tuple) else value})
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
     """run.yaml: the resolved config, and from the first start on what must not change in silence."""
@@ -134,8 +156,10 @@ class RunRecord:
 
     def write(self, folder: RunFolder) -> None:
         """Replace run.yaml durably."""
-        value = {"schema": RUN_SCHEMA, **asdict(self), "marks": list(self.marks)}
-        write_durably(folder.run_yaml, yaml.dump(value, Dumper=_DUMPER, sort_keys=False).encode())
+        config = [f"  {section}:\n{textwrap.indent(_section(keys), '    ')}" for section, keys in self.config.items()]
+        head = {"schema": RUN_SCHEMA, "run_id": self.run_id, "slug": self.slug}
+        rest = {"pinned": self.pinned, "marks": list(self.marks)}
+        write_durably(folder.run_yaml, "".join([_dump(head), "config:\n", *config, _dump(rest)]).encode())
 
     @classmethod
     def read(cls, folder: RunFolder) -> "RunRecord":

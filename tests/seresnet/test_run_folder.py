@@ -216,3 +216,26 @@ def test_files_get_the_mode_that_the_umask_allows(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
+
+
+def test_run_yaml_is_what_yaml_writes_and_reads(tmp_path: Path) -> None:
+    folder = RunFolder(path=tmp_path)
+    path = "/a/" + "long path with spaces/" * 8
+    config = {
+        "model": {"blocks": [4, 4, 3], "width": 1, "se": True, "lr": 1.0, "name": "yes"},
+        "data": {"path": path, "dir": None},
+        "none": {},
+    }
+    record = RunRecord(run_id="0" * 12, slug="x", config=config, pinned={"a": 1, "b": [1, 2]}, marks=("a: b", "- c"))
+    record.write(folder)
+    whole = yaml.safe_load(folder.run_yaml.read_text())
+    assert whole == {
+        "schema": 1,
+        "run_id": "0" * 12,
+        "slug": "x",
+        "config": config,
+        "pinned": {"a": 1, "b": [1, 2]},
+        "marks": ["a: b", "- c"],
+    }
+    assert list(whole["config"]["model"].items()) == list(config["model"].items())
+    assert [type(value) for value in whole["config"]["model"].values()] == [list, int, bool, float, str]
