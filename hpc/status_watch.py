@@ -4,6 +4,7 @@ One invariant: the scheduler is asked no more often than every ASK_S, or the sit
 names it means all looks, so files are then read no more often either.
 """
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -39,37 +40,38 @@ def watch(sweep: SweepFolder, console: Console | None = None, sleep: Callable[[f
     look = status_look.take(sweep, memory)
     if not console.is_terminal:
         return _as_lines(look, memory, console, sleep)
-    try:
-        # The alternate screen would take the last state away with it.
-        with Live(console=console, auto_refresh=False, transient=True, vertical_overflow="crop") as live:
-            while True:
-                live.update(render(look, console.width, is_ascii=False, height=console.height - 1), refresh=True)
-                if not _goes_on(look):
-                    break
-                look = _next(look, memory, sleep)
-    except KeyboardInterrupt:
-        pass
+    # The alternate screen would take the last state away with it.
+    with Live(console=console, auto_refresh=False, transient=True, vertical_overflow="crop") as live:
+
+        def draw(look: Look) -> None:
+            live.update(render(look, console.width, is_ascii=False, height=console.height - 1), refresh=True)
+
+        look = _until_over(look, memory, draw, sleep)
     console.print(render(look, console.width, is_ascii=False), soft_wrap=True)
     return look
 
 
 def _as_lines(look: Look, memory: Memory, console: Console, sleep: Callable[[float], None]) -> Look:
     lines = LineLog(console)
-    try:
-        while True:
-            lines.update(look.rows)
-            console.file.flush()
-            if not _goes_on(look):
-                break
-            look = _next(look, memory, sleep)
-    except KeyboardInterrupt:
-        pass
+
+    def say(look: Look) -> None:
+        lines.update(look.rows)
+        console.file.flush()
+
+    look = _until_over(look, memory, say, sleep)
     console.print(render(look, console.width, is_ascii=True), soft_wrap=True)
     return look
 
 
-def _goes_on(look: Look) -> bool:
-    return any(row.run.state in OWNED for row in look.rows)
+def _until_over(look: Look, memory: Memory, show: Callable[[Look], None], sleep: Callable[[float], None]) -> Look:
+    """Show one look after another until nobody has a run any more, or Ctrl-C; the last of them."""
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            show(look)
+            if not any(row.run.state in OWNED for row in look.rows):
+                break
+            look = _next(look, memory, sleep)
+    return look
 
 
 def _next(look: Look, memory: Memory, sleep: Callable[[float], None]) -> Look:

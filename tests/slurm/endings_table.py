@@ -94,6 +94,7 @@ class Wave:
         finally:
             self.disturber.wait_until_restored()
             cluster.cancel_everything()
+            self.disturber.clean_up()  # what a cut-off node left running
 
     def _strike(self) -> None:
         assert self.strike is not None

@@ -261,3 +261,5 @@ def test_the_page_leads_from_a_clone_to_the_table(cluster: Cluster, user_path: P
         if step.after:
             step.after(reader)
         print(f"{time.monotonic() - started:5.1f} s  {command}")
+    assert "2 finished" in (reader.sweep / "table.md").read_text(), "where the page leads"
+    assert (reader.home / "hpc-seresnet/configs/site/mycluster.yaml").exists()

@@ -45,7 +45,9 @@ def _chosen(request: pytest.FixtureRequest) -> list[Row]:
     [pytest.param(wave, row, id=f"{row.what} ({row.job})", marks=[pytest.mark.slow] if wave.is_slow else []) for wave, row in ROWS],
 )
 def test_the_table(request: pytest.FixtureRequest, row_cluster: Cluster, table: Table, wave: Wave, row: Row) -> None:
-    table.add(row, wave.seen(row, row_cluster, _chosen(request)))
+    seen = wave.seen(row, row_cluster, _chosen(request))
+    assert seen in row.expect
+    table.add(row, seen)
 
 
 def test_the_table_is_long_and_whole(request: pytest.FixtureRequest, table: Table) -> None:
