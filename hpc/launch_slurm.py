@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from hpc import launch_arrays, launch_text, launch_watch, limits, queues, slurm, trials
+from hpc import launch_arrays, launch_text, launch_watch, limits, queues, renewal, slurm, trials
 from hpc.draft import Batch, Draft
 from hpc.launch_session import Session, planning
 from hpc.launch_write import write_launch
@@ -163,6 +163,7 @@ def _submit(session: Session, draft: Draft, lock: int, text: str) -> None:
         chained = [job_id] if wants_gpus else chained
         session.say(_sent_text(batch, job_id, smoke))
     _cap(session, plan, record)
+    session.say(*renewal.renew(session.sweep))
 
 
 def _submit_array(session: Session, draft: Draft, plan: Plan, entry: Submission, batch: Batch, lock: int, dependency: str | None) -> str:
@@ -262,10 +263,11 @@ def _tasks_of_dropped(draft: Draft) -> frozenset[str]:
 
 
 def tend(session: Session, draft: Draft) -> None:
-    """What a launch does for arrays that are queued already, where it sends none: adopt, drop, cap."""
+    """What a launch does for arrays that are queued already, where it sends none: adopt, drop, cap, and what an --alter left over."""
     record = _adopt(session, draft)
     drop_removed(session, draft, record)
     _cap(session, draft.plan, record)
+    session.say(*renewal.renew(session.sweep))
 
 
 def _adopt(session: Session, draft: Draft) -> Submissions:

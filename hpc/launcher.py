@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from hpc import draft as drafts
-from hpc import launch_dry, launch_here, launch_slurm, launch_text, launch_watch, local, relaunch
+from hpc import launch_dry, launch_here, launch_slurm, launch_text, launch_watch, local, relaunch, renewal
 from hpc.draft import Draft
 from hpc.estimate import Estimate, estimate
 from hpc.launch_session import Request, Session, planning, understand
@@ -125,7 +125,8 @@ def _cannot_run(session: Session, draft: Draft) -> None:
 def _nothing_to_send(session: Session, draft: Draft) -> int:
     is_edited = draft.plan != Plan.read_or_none(session.sweep)
     has_orphans = any(entry.state == "intent" for entry in draft.submissions.submissions)
-    if is_edited or has_orphans or session.request.drop_removed or session.request.max_gpus:
+    is_owed = bool(renewal.left(session.sweep))  # tasks that an --alter could not reach while they ran
+    if is_edited or has_orphans or is_owed or session.request.drop_removed or session.request.max_gpus:
         with planning(session.sweep):
             draft = session.draft()
             # Arms were renamed, dropped or regrouped: the table shall show the sweep as it is asked for now.
