@@ -1,6 +1,6 @@
 """The checkpoint files of a run without torch: which exist, which can be trusted, where to start from, which may go.
 
-Writing and parsing tensors is checkpoint.py's job. One invariant: no byte of a file is interpreted before the SHA-256 of all of
+Writing and parsing tensors is checkpoint_writer.py's job. One invariant: no byte of a file is interpreted before the SHA-256 of all of
 them agrees with the file's name.
 """
 

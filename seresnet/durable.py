@@ -19,6 +19,10 @@ class Files:
         """Open a new file for writing; FileExistsError if the name is taken."""
         return open(path, "xb")
 
+    def append(self, path: Path) -> BinaryIO:
+        """Open a file for writing at its end; made if it is not there."""
+        return open(path, "ab")
+
     def sync(self, file: BinaryIO) -> None:
         os.fsync(file.fileno())
 
@@ -46,6 +50,7 @@ class Files:
         os.unlink(path)  # noqa: PTH108
 
     def make_folder(self, path: Path) -> None:
+        """With the folders above it; fine if it is there."""
         path.mkdir(parents=True, exist_ok=True)
 
     def names(self, folder: Path) -> list[str]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from seresnet.durable import DISK, fsync_folder
+from seresnet.durable import DISK, Files
 from seresnet.record_types import plain_kinds
 from seresnet.run_folder import RunFolder
 
@@ -40,20 +40,20 @@ class EpochRecord:
     time: float  # unix time at its end
 
 
-def append(folder: RunFolder, record: EpochRecord) -> None:
+def append(folder: RunFolder, record: EpochRecord, files: Files = DISK) -> None:
     """Write one line and fsync it. Raises OSError."""
     line = json.dumps(asdict(record), allow_nan=False) + "\n"
     path = folder.journal(record.generation)
-    with open(path, "ab") as file:
+    with files.append(path) as file:
         is_new = file.tell() == 0
         # A torn line of a killed write must not swallow this one: start on a line of our own.
         if not is_new and not _ends_with_newline(path):
             line = "\n" + line
         file.write(line.encode())
         file.flush()
-        os.fsync(file.fileno())
+        files.sync(file)
     if is_new:
-        fsync_folder(path.parent)
+        files.sync_folder(path.parent)
 
 
 def read(folder: RunFolder) -> list[EpochRecord]:

@@ -16,21 +16,22 @@ import torch
 
 from seresnet import journal, provenance
 from seresnet.array_file import Arrays, load_arrays
-from seresnet.checkpoint import CheckpointWriter, decode, recover
 from seresnet.checkpoint_files import read_trusted
+from seresnet.checkpoint_writer import CheckpointWriter, decode, recover
 from seresnet.config import RunConfig
 from seresnet.data import Split, Splits, TrainBatches, load_splits
 from seresnet.engine import Engine, EpochSums
 from seresnet.errors import CheckpointError, ConfigError, OwnedElsewhereError
 from seresnet.evaluate import Evaluation, evaluate
 from seresnet.journal import EpochRecord
-from seresnet.models import build_model, count_parameters
+from seresnet.models import build_model
+from seresnet.outcome import Timing, epoch_line, epoch_record, known_record, train_result
 from seresnet.pinning import pin
 from seresnet.prepare import data_dir, find_prepared, prepare
 from seresnet.progress import EpochBar
 from seresnet.run_folder import CheckpointName, RunFolder, RunRecord, TrainResult
 from seresnet.signals import StopFlag
-from seresnet.state import TrainState, first_nonfinite, state_digest
+from seresnet.state import TrainState, first_nonfinite
 from seresnet.watchdog import Watchdog
 from seresnet.world import Agreement, World
 
@@ -213,12 +214,21 @@ class Trainer:
             self._save(sums, best=True)  # durable before any later header names it: the writer is first in, first out
             engine.best_value, engine.best_epoch = value, epoch
         assert self.last_test is not None
-        record = self._epoch_record(epoch, sums, validation, self.last_test, started, trained, train_seconds)
+        record = self._epoch_record(sums, validation, self.last_test, started, trained, train_seconds)
         if engine.world.is_main:
             self.unwritten.append(record)
             with self.attempt.watchdog.saving():
                 self._write_down_epochs()
-            log.info("%s", _epoch_line(record, self.epochs))
+            log.info("%s", epoch_line(record, self.epochs))
+
+    def _epoch_record(
+        self, sums: EpochSums, val: Evaluation | None, test: Evaluation, started: float, trained: int, train_seconds: float
+    ) -> EpochRecord:
+        seconds = time.monotonic() - started
+        known = None if trained else known_record(self.attempt.folder, self.engine.step)
+        images = min(sums.n, trained * self.attempt.config.train.global_batch_size)
+        timing = Timing(seconds=round(seconds, 3), images_per_s=round(images / max(train_seconds, 1e-9), 1) if trained else None)
+        return epoch_record(self.engine, self.attempt.generation, sums, val, test, Timing.of(known) if known else timing)
 
     def _write_down_epochs(self) -> None:
         """Append what is not in the journal yet. A full disk does not stop training: the next epoch tries again, the end insists."""
@@ -241,34 +251,6 @@ class Trainer:
     def _must_stop_evaluating(self) -> bool:
         self.attempt.watchdog.beat()
         return self.agreement.agree(self.stop.is_set, False, False)[0]
-
-    def _epoch_record(
-        self, epoch: int, sums: EpochSums, val: Evaluation | None, test: Evaluation, started: float, trained: int, train_seconds: float
-    ) -> EpochRecord:
-        engine, config = self.engine, self.attempt.config
-        images = min(sums.n, trained * config.train.global_batch_size)
-        seconds, images_per_s = time.monotonic() - started, images / max(train_seconds, 1e-9)
-        known = self._known_record() if not trained else None
-        return EpochRecord(
-            epoch=epoch,
-            step=engine.step,
-            generation=self.attempt.generation,
-            lr=engine.lr_of(epoch - 1),
-            train_loss=sums.mean_loss,
-            train_top1_pct=sums.top1_pct,
-            val_loss=val.loss if val else None,
-            val_top1_pct=val.top1_pct if val else None,
-            test_loss=test.loss,
-            test_top1_pct=test.top1_pct,
-            skipped_steps=sums.skipped,
-            seconds=known.seconds if known else round(seconds, 3),
-            images_per_s=known.images_per_s if known else round(images_per_s, 1) if trained else None,
-            time=round(time.time(), 3),
-        )
-
-    def _known_record(self) -> EpochRecord | None:
-        """What an earlier attempt wrote of this epoch: an evaluation done again must not replace its timing."""
-        return next((record for record in journal.read(self.attempt.folder) if record.step == self.engine.step), None)
 
     def _is_save_due(self, share: float) -> bool:
         """Whether this share of the interval has passed since the last save; only rank 0 has an opinion."""
@@ -329,50 +311,14 @@ class Trainer:
         self._write_down_epochs()
         if self.unwritten:
             raise OSError(f"{len(self.unwritten)} epochs could not be written into {self.attempt.folder.metrics}")
-        result = self._result(state)
+        assert self.last_test is not None
+        attempt = self.attempt
+        result = train_result(
+            attempt.folder, attempt.record, attempt.generation, self.engine, self.splits, self.arrays, self.last_test, state
+        )
         result.write(self.attempt.folder)
         log.info("finished run=%s test=%.2f%% state_digest=%s", result.run_id, result.last_test_top1_pct, result.state_digest[:16])
         return result
-
-    def _result(self, state: TrainState) -> TrainResult:
-        epochs = journal.read(self.attempt.folder)
-        last, best_on_test = epochs[-1], max(epochs, key=lambda record: (record.test_top1_pct, -record.epoch))
-        chosen = next((record for record in epochs if record.epoch == self.engine.best_epoch), None)
-        record, pinned = self.attempt.record, self.attempt.record.pinned or {}
-        assert self.last_test is not None
-        return TrainResult(
-            run_id=record.run_id,
-            slug=record.slug,
-            epochs=last.epoch,
-            step=self.engine.step,
-            parameters=count_parameters(self.engine.model),
-            state_digest=state_digest(state),
-            data_digest=self.arrays.digest,
-            data_name=self.arrays.title,
-            train_images=len(self.splits.train),
-            val_images=len(self.splits.validation),
-            test_images=len(self.splits.test),
-            classes=list(self.arrays.classes),
-            train_loss=last.train_loss,
-            last_val_top1_pct=last.val_top1_pct,
-            last_test_top1_pct=last.test_top1_pct,
-            last_test_loss=last.test_loss,
-            val_chosen_epoch=chosen.epoch if chosen else None,
-            val_chosen_val_top1_pct=chosen.val_top1_pct if chosen else None,
-            val_chosen_test_top1_pct=chosen.test_top1_pct if chosen else None,
-            best_on_test_epoch=best_on_test.epoch,
-            best_on_test_top1_pct=best_on_test.test_top1_pct,
-            confusion=self.last_test.confusion,
-            seconds=round(sum(record.seconds for record in epochs), 3),
-            attempts=self.attempt.generation,
-            tier="T2" if record.marks else "T1",
-            world_size=self.engine.world.size,
-            device=str(pinned.get("device")),
-            amp=self.attempt.config.train.amp,
-            code_digest=provenance.code_digest(),
-            commit=provenance.commit(),
-            versions=provenance.versions(),
-        )
 
 
 def jitter(run_id: str) -> float:
@@ -385,12 +331,3 @@ def _read_chosen(folder: RunFolder, name: CheckpointName) -> TrainState:
     if payload is None:
         raise CheckpointError(f"{folder.checkpoints / str(name)}: rank 0 read it, this rank cannot. Check the file system and start again.")
     return decode(payload)
-
-
-def _epoch_line(record: EpochRecord, epochs: int) -> str:
-    parts = [f"epoch={record.epoch}/{epochs}", f"step={record.step}", f"lr={record.lr:.4g}"]
-    parts.append(f"train_loss={'nan' if record.train_loss is None else format(record.train_loss, '.4f')}")
-    if record.val_top1_pct is not None:
-        parts.append(f"val={record.val_top1_pct:.2f}%")
-    parts += [f"test={record.test_top1_pct:.2f}%", f"images/s={record.images_per_s or 0:.0f}", f"seconds={record.seconds:.1f}"]
-    return " ".join(parts)

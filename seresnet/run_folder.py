@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from seresnet.durable import fsync_folder, write_durably, write_json_durably
+from seresnet.durable import DISK, Files, write_durably, write_json_durably
 from seresnet.errors import ConfigError
 from seresnet.record_types import misfits
 
@@ -116,13 +116,13 @@ class RunFolder:
     def journal(self, generation: int) -> Path:
         return self.metrics / f"g{generation:04d}.jsonl"
 
-    def create(self) -> None:
+    def create(self, files: Files = DISK) -> None:
         """Make the folder and its subfolders durably; fine if they exist."""
         for folder in (self.path, self.attempts, self.checkpoints, self.metrics):
-            folder.mkdir(parents=True, exist_ok=True)
+            files.make_folder(folder)
         # A checkpoint is only as durable as the names of the folders that it lies in.
         for folder in (self.path, self.path.parent):
-            fsync_folder(folder)
+            files.sync_folder(folder)
 
 
 def _dump(value: Any) -> str:
@@ -154,12 +154,12 @@ class RunRecord:
     pinned: dict[str, Any] | None = None  # data_digest, world_size and the numeric keys; None before the first start
     marks: tuple[str, ...] = ()  # why this run is no longer tier T1, one line each
 
-    def write(self, folder: RunFolder) -> None:
+    def write(self, folder: RunFolder, files: Files = DISK) -> None:
         """Replace run.yaml durably."""
         config = [f"  {section}:\n{textwrap.indent(_section(keys), '    ')}" for section, keys in self.config.items()]
         head = {"schema": RUN_SCHEMA, "run_id": self.run_id, "slug": self.slug}
         rest = {"pinned": self.pinned, "marks": list(self.marks)}
-        write_durably(folder.run_yaml, "".join([_dump(head), "config:\n", *config, _dump(rest)]).encode())
+        write_durably(folder.run_yaml, "".join([_dump(head), "config:\n", *config, _dump(rest)]).encode(), files)
 
     @classmethod
     def read(cls, folder: RunFolder) -> "RunRecord":
@@ -267,8 +267,9 @@ class TrainResult:
     versions: dict[str, str] = field(default_factory=dict)
     schema: int = RESULT_SCHEMA
 
-    def write(self, folder: RunFolder) -> None:
-        write_json_durably(folder.result, asdict(self))
+    def write(self, folder: RunFolder, files: Files = DISK) -> None:
+        """Replace result.json durably."""
+        write_json_durably(folder.result, asdict(self), files)
 
     @classmethod
     def read(cls, folder: RunFolder) -> "TrainResult | None":

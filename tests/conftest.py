@@ -11,6 +11,12 @@ import signal
 import pytest
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The long forms of the disturbing tests, which a person asks for."""
+    parser.addoption("--nightly", action="store_true", help="larger amounts: hundreds of kills, larger sweeps; an hour and more")
+    parser.addoption("--seed", type=int, default=0, help="of random disturbances")
+
+
 def pytest_configure() -> None:
     """A shell starts its background jobs with SIGINT ignored, which every child inherits: tests of Ctrl-C would wait for ever."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from seresnet import checkpoint_files
-from seresnet.checkpoint import CheckpointWriter, recover, write_checkpoint
 from seresnet.checkpoint_files import Header
+from seresnet.checkpoint_writer import CheckpointWriter, recover, write_checkpoint
 from seresnet.claims import acquire, newest_claim, this_process
 from seresnet.durable import Files
 from seresnet.errors import CheckpointError

@@ -14,12 +14,6 @@ import pytest
 from cluster import Cluster, ClusterError, load, up, why_not
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Known where tests/slurm is named on the command line; elsewhere tests take the defaults."""
-    parser.addoption("--nightly", action="store_true", help="larger sweeps: more runs, more disturbances")
-    parser.addoption("--seed", type=int, default=0, help="of the random disturbances")
-
-
 @pytest.fixture(scope="session")
 def session_cluster() -> Iterator[Cluster]:
     if given := os.environ.get("HPC_SLURM_CLUSTER"):

@@ -14,8 +14,8 @@ import torch
 
 from seresnet import attempts, checkpoint_files
 from seresnet.attempts import Claim, Owner
-from seresnet.checkpoint import CheckpointWriter, decode, encode, recover, write_checkpoint
 from seresnet.checkpoint_files import Header
+from seresnet.checkpoint_writer import CheckpointWriter, decode, encode, recover, write_checkpoint
 from seresnet.durable import Files
 from seresnet.errors import CheckpointError
 from seresnet.run_folder import CheckpointName, RunFolder
