@@ -8,10 +8,15 @@ COMMANDS = (
     ("python -m hpc.status SWEEP", "what every run of a sweep is doing, and why some are not"),
     ("python -m hpc.collect SWEEP", "comparison table, curves and confusion matrices of a sweep"),
     ("python -m hpc.mirror SWEEP", "publish a sweep's metrics to W&B, also afterwards"),
+    ("python -m hpc.move SWEEP TARGET", "take a sweep in which nobody works to another folder or file system"),
     ("python -m hpc.supervisor RUN.yaml", "one run with resume and requeue, without a launcher"),
     ("sbatch sbatch/train.sh RUN.yaml", "the same as a SLURM job"),
     ("python -m seresnet.prepare SOURCE", "turn a data set into one array file"),
-    ("python -m seresnet.train --config FILE", "one rank of one run; under torchrun, several"),
+    (
+        "python -m seresnet.train --config FILE",
+        "one rank of one run; under torchrun, several; --fork RUN begins as another did",
+    ),
+    ("python -m seresnet.checkpoint verify RUN", "list, verify or repair the checkpoints of a run or a sweep"),
 )
 
 

@@ -12,7 +12,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,15 +144,19 @@ class AttemptRunner:
         """Look at the ranks, and judge them once they have all ended."""
         assert self._group is not None and self._ready is not None
         is_fenced = self._fenced.is_set()
-        outcome = self._group.poll("a newer owner has the run" if is_fenced else stop_reason)
+        outcome = self._group.poll(self._why_fenced() if is_fenced else stop_reason)
         if outcome is None:
             return None
         ended = describe(self.folder, self._ready.claim.generation, outcome)
         if is_fenced and ended.ending != "finished":
-            return Description(ending="fenced", code=Exit.FENCED, reason="a newer owner has the run")
+            return Description(ending="fenced", code=Exit.FENCED, reason=self._why_fenced())
         if ended.ending == "killed":
             return self._with_cause_of_kill(ended, outcome.statuses.count(-9))
         return ended
+
+    def _why_fenced(self) -> str:
+        is_there = self.folder.path.is_dir()
+        return "a newer owner has the run" if is_there else f"{self.folder.path} is gone: the sweep was moved or removed under its run"
 
     def _with_cause_of_kill(self, ended: Description, killed: int) -> Description:
         """SIGKILL has many senders; only a counted kill of the kernel makes it a matter of memory."""
@@ -198,7 +202,8 @@ def _begin(task: Task, folder: RunFolder, task_try: int, leave: threading.Event)
             log.warning("run=%s is not tried again in this submission: %s", record.run_id, reason)
             return NOTHING
         step = durable_step(folder)
-        return Ready(claim=_claim(task, folder, task_try, leave), ranks=ranks, threads=threads, step=step)
+        claim = _claim(task, folder, task_try, leave, finished=lambda run: is_finished(run, record.epochs))
+        return Ready(claim=claim, ranks=ranks, threads=threads, step=step)
     except _LeftError:
         return NOTHING
     except OwnedElsewhereError as error:
@@ -248,9 +253,16 @@ class _LeavingFiles(Files):
         super().link(source, target)
 
 
-def _claim(task: Task, folder: RunFolder, task_try: int, leave: threading.Event, base: claims.ChooseBase | None = None) -> claims.Claim:
+def _claim(
+    task: Task,
+    folder: RunFolder,
+    task_try: int,
+    leave: threading.Event,
+    base: claims.ChooseBase | None = None,
+    finished: Callable[[RunFolder], bool] | None = None,
+) -> claims.Claim:
     owner = claims.this_process(task_try=task_try, facts={"task": task.name, "series": task.series})
-    return claims.acquire(folder, owner, _is_listed, base, files=_LeavingFiles(leave))
+    return claims.acquire(folder, owner, _is_listed, base, finished=finished, files=_LeavingFiles(leave))
 
 
 def _is_listed(owner: claims.Owner) -> bool | None:

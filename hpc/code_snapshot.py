@@ -5,7 +5,6 @@ number; editing the working copy does not reach what is queued.
 """
 
 import hashlib
-import json
 import os
 import secrets
 import shutil
@@ -16,7 +15,7 @@ from pathlib import Path
 import seresnet
 from hpc.paths import next_number
 from seresnet import provenance
-from seresnet.durable import fsync_folder, write_json_durably
+from seresnet.durable import fsync_folder, parse_json, write_json_durably
 from seresnet.errors import ConfigError, SubmissionError
 
 CODE_SCHEMA = 1
@@ -50,7 +49,11 @@ def snapshot_code(codes: Path, root: Path = ROOT) -> str:
 
 def _copy(package: Path, to: Path) -> None:
     try:
-        shutil.copytree(package, to, ignore=shutil.ignore_patterns("__pycache__", "*.pyc", ".*"))
+        # The umask's modes, and not those of the checkout: colleagues read a sweep whose owner keeps a private copy of the code.
+        shutil.copytree(package, to, ignore=shutil.ignore_patterns("__pycache__", "*.pyc", ".*"), copy_function=shutil.copyfile)
+        mode = to.parent.stat().st_mode & 0o7777
+        for folder in (to, *(path for path in to.rglob("*") if path.is_dir())):
+            folder.chmod(mode)
     except shutil.Error as error:
         # One entry a file, hundreds where the disk is full; the first says why.
         why = str(error.args[0][0][2]).partition(": '")[0]
@@ -103,7 +106,7 @@ def _digests(codes: Path) -> dict[str, str]:
     found = {}
     for path in sorted(codes.glob("[0-9]*"), reverse=True):
         try:
-            found[path.name] = str(json.loads((path / MARK).read_text())["digest"])
+            found[path.name] = str(parse_json((path / MARK).read_text())["digest"])
         except (OSError, ValueError, KeyError):
             continue
     return found

@@ -14,7 +14,7 @@ from rich.text import Text
 from hpc import alter, gpu_cap, hold, queues, relaunch, renewal, slurm_control
 from hpc.gpu_cap import cap_gpus, parallel_of
 from hpc.launch_session import Request, planning
-from hpc.paths import Plan, Submissions, SweepFolder
+from hpc.paths import Plan, Submissions, SweepFolder, sweep_in
 from hpc.plan_view import count, make_console
 from hpc.queued_arrays import QueuedArray, queued_arrays
 from hpc.site import read_site
@@ -83,11 +83,11 @@ def find_sweep(request: Request) -> SweepFolder:
     """The folder of the sweep that a file describes; raises ConfigError if it has faults, was never launched, or is another."""
     spec = read_sweep(request.sweep_file, request.overrides)
     site = read_site(spec.site.asked, where=spec.site.where, origins=spec.site.origins)
-    sweep = SweepFolder((request.runs_dir or site.folder("runs_dir") or Path("runs")) / spec.name)
+    sweep = sweep_in(request.runs_dir or site.folder("runs_dir") or Path("runs"), spec.name)
     if not sweep.plan.exists():
         raise ConfigError(f"{sweep.path}: this sweep was never launched, so nothing of it is queued. If it lies elsewhere, say --runs-dir.")
     if not request.renamed:
-        relaunch.check_source(Plan.read(sweep), relaunch.source_of(request.sweep_file, sweep), sweep)
+        relaunch.check_source(Plan.read(sweep), relaunch.source_of(request.sweep_file, sweep), sweep, spec.own_text)
     return sweep
 
 

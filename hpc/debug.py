@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpc.login_data import with_absolute_data
-from hpc.paths import SweepFolder
+from hpc.paths import SweepFolder, sweep_in
 from hpc.site import read_site
 from hpc.sweep import PlannedRun, expand, read_sweep
 from seresnet import checkpoint_files, claims
@@ -37,7 +37,7 @@ def debug_run(request: "Request", name: str) -> int:
     """
     spec = read_sweep(request.sweep_file, request.overrides)
     site = read_site(spec.site.asked, where=spec.site.where, origins=spec.site.origins)
-    sweep = SweepFolder((request.runs_dir or site.folder("runs_dir") or Path("runs")) / spec.name)
+    sweep = sweep_in(request.runs_dir or site.folder("runs_dir") or Path("runs"), spec.name)
     run = with_absolute_data(find(expand(spec), name), site)
     folder = RunFolder(path=sweep.trials / f"debug-{run.slug}-{run.run_id}")
     base = _prepare(folder, run, _own_folder(sweep, run))

@@ -22,6 +22,7 @@ from seresnet import attempts
 from seresnet.config import numeric_keys
 from seresnet.config_file import show_value
 from seresnet.errors import ConfigError
+from seresnet.pinning import refuse_other_run
 from seresnet.run_folder import RunFolder, RunRecord
 
 #: Nobody sends these again unasked: the same would happen, or somebody did not want them.
@@ -222,6 +223,8 @@ def _refuse_changed_pins(sweep: SweepFolder, plan: Plan, runs: Sequence[PlannedR
     for run in runs:
         folder = sweep.run_folder(run.run_id, plan)
         record = known_record(folder)
+        if record is not None:
+            refuse_other_run(folder, record, run.run_id)
         pinned = (record.pinned or {}) if record else {}
         for dotted, value in numeric_keys(run.config).items():
             if dotted in pinned and pinned[dotted] != value:

@@ -224,7 +224,7 @@ def _read_record(folder: RunFolder, run_id: str, notes: _Notes) -> RunRecord | N
     try:
         record = RunRecord.read(folder)
         if record.run_id != run_id:
-            raise ValueError(f"belongs to run {record.run_id!r}, plan.json says {run_id!r}")
+            raise ValueError(f"belongs to run {record.run_id!r}, plan.json says {run_id!r}{_forked_from(folder)}")
         train = record.config["train"]
         if not (conforms(train["seed"], int) and conforms(train["epochs"], int)):
             raise ValueError("train.seed or train.epochs is not a number")
@@ -262,7 +262,14 @@ def _note_foreign_folders(sweep: SweepFolder, plan: Plan, notes: _Notes) -> None
         if path.name in planned or not path.is_dir() or SET_ASIDE in path.name:
             continue
         if _RUN_FOLDER_NAME.fullmatch(path.name) or (path / "run.yaml").exists():
-            notes.skip(path.name, "a run that is not in plan.json")
+            notes.skip(path.name, f"a run that is not in plan.json{_forked_from(RunFolder(path=path))}")
+
+
+def _forked_from(folder: RunFolder) -> str:
+    with contextlib.suppress(ToolkitError, OSError):
+        parent = RunRecord.read(folder).parent
+        return f"; it is a fork of {parent}" if parent else ""
+    return ""
 
 
 def _name(folder: RunFolder, path: Path) -> str:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpc import slurm
+from seresnet.durable import parse_json
 from seresnet.run_folder import RunFolder
 
 log = logging.getLogger("hpc.supervisor")
@@ -143,7 +144,7 @@ def _read(path: Path) -> list[Sample]:
 
 def _read_line(line: str) -> Sample | None:
     try:
-        value = json.loads(line)
+        value = parse_json(line)
         return Sample(time=float(value["time"]), gpus=tuple(GpuUse(**gpu) for gpu in value["gpus"]))
     except (ValueError, KeyError, TypeError):
         return None

@@ -5,7 +5,6 @@ be told besides is hpc.slurm_control's and hpc.control's. One invariant: a recor
 """
 
 import contextlib
-import json
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,8 +13,8 @@ from typing import Any, Literal
 
 from hpc import locks, slurm_control
 from hpc.paths import Plan, Submissions, SweepFolder
-from seresnet.durable import write_json_durably
-from seresnet.errors import ToolkitError
+from seresnet.durable import parse_json, write_json_durably
+from seresnet.errors import ToolkitError, printable
 from seresnet.exits import after_ending
 
 #: So many runs that fail alike before their first epoch hold the rest.
@@ -37,7 +36,8 @@ def why_held(sweep: SweepFolder) -> str | None:
         since = time.strftime(" since %Y-%m-%d %H:%M", time.localtime(float(record["since"])))
     except (KeyError, TypeError, ValueError, OverflowError, OSError):
         since = ""  # written by hand, perhaps: what can be read of it says that it is held
-    return f"held{since} by {record.get('by', 'somebody')}: {record.get('reason', 'no reason is written')}"
+    text = printable(f"held{since} by {record.get('by', 'somebody')}: {record.get('reason', 'no reason is written')}")
+    return " ".join(text.split())
 
 
 def hold(sweep: SweepFolder, by: By, reason: str) -> bool:
@@ -155,7 +155,7 @@ def _writing(sweep: SweepFolder) -> Iterator[None]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text())
+        value = parse_json(path.read_text())
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}

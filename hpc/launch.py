@@ -125,7 +125,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--sweep", metavar="FILE", type=Path, help="the sweep's YAML, or a single run's")
     parser.add_argument("overrides", metavar="a.b=v", nargs="*", help="override a key of every run, or site.*, pack.*, wandb.*, seeds=")
-    parser.add_argument("--runs-dir", metavar="DIR", type=Path, help="where sweeps lie (default: the site's runs_dir, else runs)")
+    parser.add_argument(
+        "--runs-dir",
+        metavar="DIR",
+        type=Path,
+        help="where sweeps lie, or where this one lies now (default: the site's runs_dir, else runs)",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and what would be sent; write nothing")
     parser.add_argument("--local", action="store_true", help="train on this machine even if there is a SLURM")
     parser.add_argument("--max-parallel", metavar="N", type=_positive, help="local tasks at a time (default: as many as the cores hold)")

@@ -33,6 +33,7 @@ def train(session: Session, prepare: Callable[[], Draft], text: Callable[[Draft]
             if not draft.batches:
                 return None
             numbered = drafts.numbered(draft)
+            session.sweep.logs.mkdir(exist_ok=True)
             # Taken before the plan names the tasks: it tells other launchers that these have somebody.
             for submission_id, _ in numbered:
                 held.enter_context(locks.holding(session.sweep.local_lock(submission_id)))
@@ -66,7 +67,7 @@ def try_first(session: Session, prepare: Callable[[], Draft]) -> None:
 
 
 def _note_done(session: Session, entries: Sequence[Submission]) -> None:
-    with planning(session.sweep):
+    with planning(session.sweep, is_begun=True):
         record = Submissions.read(session.sweep)
         for entry in entries:
             record = record.with_entry(replace(entry, state="done"))

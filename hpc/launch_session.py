@@ -20,7 +20,7 @@ from hpc import locks, relaunch
 from hpc.draft import Draft
 from hpc.limits import Limits, live_limits
 from hpc.login_data import with_absolute_data
-from hpc.paths import Plan, SweepFolder
+from hpc.paths import Plan, SweepFolder, sweep_in
 from hpc.relaunch import Wish
 from hpc.site import Site, read_site
 from hpc.sweep import PlannedRun, SweepSpec, expand, read_sweep
@@ -76,7 +76,7 @@ class Session:
         """What there is to send now; only: of these runs alone. Raises ConfigError for what the command line cannot have."""
         request, source = self.request, relaunch.source_of(self.request.sweep_file, self.sweep)
         if not request.renamed:
-            relaunch.check_source(Plan.read_or_none(self.sweep), source, self.sweep)
+            relaunch.check_source(Plan.read_or_none(self.sweep), source, self.sweep, self.spec.own_text)
         code: Literal["snapshot", "new"] | None = request.code or ("new" if request.rerun else None)
         rerun = request.rerun
         if only is not None:
@@ -107,7 +107,7 @@ def understand(request: Request, console: Console) -> Session:
         request=request,
         spec=spec,
         runs=tuple(with_absolute_data(run, site) for run in expand(spec)),
-        sweep=SweepFolder(runs_dir / spec.name),
+        sweep=sweep_in(runs_dir, spec.name),
         site=site,
         is_local=request.local or site.scheduler == "local",
         console=console,
@@ -115,12 +115,16 @@ def understand(request: Request, console: Console) -> Session:
 
 
 @contextmanager
-def planning(sweep: SweepFolder) -> Iterator[int]:
+def planning(sweep: SweepFolder, *, is_begun: bool = False) -> Iterator[int]:
     """Be the only launcher that plans in this sweep's folder; yields the lock's file for sbatch to hold as well.
+
+    The folder is made unless the launch has begun: then it is there, or was moved, and must not come back where it was.
 
     Raises SubmissionError where the folder cannot be written, or is another launcher's for too long.
     """
     try:
+        if not is_begun:
+            sweep.path.mkdir(parents=True, exist_ok=True)
         with locks.holding_file(sweep.launch_lock, wait_s=_LOCK_WAIT_S) as (is_mine, file):
             if not is_mine:
                 raise SubmissionError(

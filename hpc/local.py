@@ -182,12 +182,16 @@ def _start(sweep: SweepFolder, task: LocalTask, gpus: list[str], code: Path) -> 
     if task.gpus:
         environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     log = sweep.task_log(task.name)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "ab") as output:
-        # A session of its own: Ctrl-C on the terminal reaches the launcher alone, which then asks each child once.
-        return subprocess.Popen(
-            command, cwd=code, env=environ, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        )
+    try:
+        log.parent.mkdir(exist_ok=True)  # not with the folders above it: the sweep may have been moved
+        with open(log, "ab") as output:
+            # A session of its own: Ctrl-C on the terminal reaches the launcher alone, which then asks each child once.
+            return subprocess.Popen(
+                command, cwd=code, env=environ, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            )
+    except OSError as error:
+        why = f"task {task.name} cannot be started: {error.strerror}"
+        raise SubmissionError(f"{error.filename or log}: {why}. If the sweep was moved, launch it where it is now.") from error
 
 
 def _bound() -> list[str]:

@@ -5,7 +5,9 @@ seresnet.claims keeps two owners of a run apart on its own.
 """
 
 import contextlib
+import errno
 import fcntl
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,10 +27,23 @@ def holding(path: Path, wait_s: float = 0.0) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def holding_file(path: Path, wait_s: float = 0.0) -> Iterator[tuple[bool, int]]:
-    """As holding, and the number of the open file: a child that is given it holds the lock as long as it lives."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """As holding, and the number of the open file: a child that is given it holds the lock as long as it lives.
+
+    Makes no folder: a task whose sweep was moved must not bring the old place back. Raises OSError where there is none, and where the
+    lock's file was moved or removed while we waited for it.
+    """
     with open(path, "a") as file:
-        yield _locked(file, wait_s), file.fileno()
+        is_mine = _locked(file, wait_s)
+        if is_mine and not _is_at(path, file):
+            raise FileNotFoundError(errno.ENOENT, "was moved or removed by somebody else just now", str(path.parent))
+        yield is_mine, file.fileno()
+
+
+def _is_at(path: Path, file: IO[str]) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _locked(file: IO[str], wait_s: float) -> bool:

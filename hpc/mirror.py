@@ -5,7 +5,6 @@ One invariant: nothing that happens here changes a run's outcome; every failure 
 """
 
 import argparse
-import json
 import logging
 import os
 import shutil
@@ -21,10 +20,11 @@ from hpc.mirror_process import Mode, Stop
 from hpc.paths import Plan, SweepFolder, set_aside_folders
 from seresnet import attempts, journal
 from seresnet.config import KeyClass, RunConfig, iter_keys
-from seresnet.durable import write_json_durably
+from seresnet.durable import parse_json, write_json_durably
 from seresnet.errors import ToolkitError
 from seresnet.exits import after_ending
 from seresnet.journal import EpochRecord
+from seresnet.pinning import refuse_other_run
 from seresnet.run_folder import CheckpointName, RunFolder, RunRecord, TrainResult, is_finished
 
 log = logging.getLogger("hpc.mirror")
@@ -48,7 +48,7 @@ class Cursor:
     def read(cls, folder: RunFolder) -> "Cursor":
         """An empty cursor where there is none, or one that cannot be read: then everything is published again."""
         try:
-            value = json.loads(_cursor_path(folder).read_text())
+            value = parse_json(_cursor_path(folder).read_text())
             if value.pop("schema") == CURSOR_SCHEMA:
                 return cls(epoch=int(value["epoch"]), segments=tuple(value["segments"]), complete=value["complete"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -138,6 +138,7 @@ class Mirror:
     def _open(self, published: Published, result: TrainResult | None) -> bool:
         """Start or continue the W&B run; False when there is nothing to say, or another mirror is saying it."""
         folder, cursor = published.folder, Cursor.read(published.folder)
+        refuse_other_run(folder, RunRecord.read(folder), published.run_id)
         if result is not None and cursor.complete in (self.mode, "online") and cursor.epoch >= result.epochs:
             published.is_done = True
             return False

@@ -38,7 +38,7 @@ class MirrorChild:
             return cls()
         command = command or (sys.executable, "-m", "hpc.mirror", str(sweep.path.resolve()), "--runs", ",".join(run_ids), "--follow")
         try:
-            sweep.logs.mkdir(parents=True, exist_ok=True)
+            sweep.logs.mkdir(exist_ok=True)
             return cls(start_process(command, env=env, cwd=cwd, log=sweep.logs.resolve() / "mirror.txt"))
         except (OSError, subprocess.SubprocessError) as error:
             log.warning("mirror_not_started error=%s", error)

@@ -162,7 +162,7 @@ def answers(server: str, within_s: float = ANSWER_WITHIN_S) -> bool:
 
 def lock(path: Path) -> IO[bytes] | None:
     """Hold this file's lock until the returned file is closed; None if another mirror has it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(exist_ok=True)
     file = open(path, "ab")  # noqa: SIM115 - it stays open for as long as the lock is held
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from seresnet.durable import fsync_folder
+from seresnet.durable import fsync_folder, parse_json
 
 log = logging.getLogger("hpc.supervisor")
 
@@ -56,7 +56,7 @@ class Meeting:
 
     def publish(self, path: Path) -> None:
         """Write it for this user alone, whole when it appears."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(exist_ok=True)
         temp = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
         handle = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(handle, "w") as file:
@@ -168,7 +168,7 @@ class Wire:
 
     def _parsed(self, line: bytes) -> Message | None:
         with contextlib.suppress(ValueError):
-            if isinstance(message := json.loads(line), dict):
+            if isinstance(message := parse_json(line), dict):
                 return message
         self._lose(f"not a message: {line[:80]!r}")
         return None

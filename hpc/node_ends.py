@@ -4,7 +4,6 @@ Who sends it and who waits for it is hpc.nodes' business. One invariant: a rank 
 where something better is known.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc.ranks import Description, Outcome, describe, describe_failure
-from seresnet.durable import write_json_durably
+from seresnet.durable import parse_json, write_json_durably
 from seresnet.exits import Exit
 from seresnet.run_folder import RunFolder
 
@@ -58,7 +57,7 @@ def log_of(folder: RunFolder, node: int) -> Path:
 def read(folder: RunFolder, generation: int, node: int) -> NodeEnd | None:
     """The record of a node, or None where there is none to be read."""
     try:
-        return NodeEnd.of(json.loads(path_of(folder, generation, node).read_text()))
+        return NodeEnd.of(parse_json(path_of(folder, generation, node).read_text()))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

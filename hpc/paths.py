@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from seresnet.durable import write_durably
+from seresnet.durable import parse_json, write_durably
 from seresnet.errors import ConfigError
 from seresnet.run_folder import RunFolder
 
@@ -67,7 +67,9 @@ class SweepFolder:
 
     def begun(self, cluster: str, job_id: str) -> Path:
         """Which run a job without a launcher began with; see hpc.single."""
-        return self.logs / f"begun-{cluster}-{job_id}.json"
+        # Both come from the environment: no word of it may lead out of the logs. hpc/requeue.sh finds the file by the same names.
+        name = f"begun-{cluster}-{job_id}".replace("/", "_").replace("\0", "_")
+        return self.logs / f"{name[:200]}.json"
 
     @property
     def codes(self) -> Path:
@@ -238,6 +240,14 @@ class Submissions:
         return next_number([*(entry.id for entry in self.submissions), *self.planned])
 
 
+def sweep_in(runs_dir: Path, name: str) -> SweepFolder:
+    """The folder of the sweep of this name: below runs_dir, or runs_dir itself where the sweep was moved to another name."""
+    own = SweepFolder(runs_dir)
+    if own.plan.exists() and Plan.read(own).sweep == name:
+        return own
+    return SweepFolder(runs_dir / name)
+
+
 def set_aside_folders(folder: RunFolder) -> list[Path]:
     """Earlier trainings of a run that --rerun has set aside, oldest first; they lie beside its folder and belong to no table."""
     prefix = f"{folder.path.name}{SET_ASIDE}"
@@ -272,10 +282,17 @@ def _is_number(name: str) -> bool:
     return name.isascii() and name.isdigit()
 
 
+def _is_name(text: str) -> bool:
+    """One part of a path that leads nowhere else, and that a terminal shows as it is."""
+    return text not in ("", "..") and Path(text).name == text and text.isprintable()
+
+
 def _submission(entry: Mapping[str, Any]) -> Submission:
     submission = Submission(**{**entry, "tasks": tuple(entry["tasks"])})
     if not isinstance(submission.id, str) or not _is_number(submission.id):
         raise ValueError(f"id {submission.id!r} is not a number such as 0001")
+    if not isinstance(submission.code, str) or not _is_name(submission.code):
+        raise ValueError(f"code {submission.code!r} is not the number of a snapshot such as 0001")
     return submission
 
 
@@ -288,8 +305,10 @@ def _check(plan: Plan) -> None:
     if not all(isinstance(text, str) for text in plan.overrides):
         raise ValueError(f"overrides are {plan.overrides!r}")
     for run_id, entry in plan.runs.items():
-        if not isinstance(entry.folder, str) or Path(entry.folder).name != entry.folder:
+        if not isinstance(entry.folder, str) or not _is_name(entry.folder) or entry.folder.startswith("."):
             raise ValueError(f"run {run_id}: folder {entry.folder!r} is not the name of a folder beside this file")
+        if not isinstance(entry.slug, str) or not _is_name(entry.slug):
+            raise ValueError(f"run {run_id}: slug {entry.slug!r} is not a name")
     for name, run_ids in (*plan.arms.items(), *plan.tasks.items()):
         if unknown := [run_id for run_id in run_ids if run_id not in plan.runs]:
             raise ValueError(f"{name} names run {unknown[0]!r}, which is not in it")
@@ -306,8 +325,8 @@ def _write(path: Path, value: Any) -> None:
 
 def _read(path: Path, schema: int, hint: str) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        value = parse_json(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}. {hint}") from error
     found = value.get("schema") if isinstance(value, dict) else type(value).__name__
     if found != schema:

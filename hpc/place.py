@@ -31,8 +31,8 @@ class Place:
             return cls(name=socket.gethostname())
         words = [environ.get("SLURM_CLUSTER_NAME") or "slurm", environ["SLURM_JOB_ID"], environ.get("SLURM_RESTART_COUNT") or "0"]
         return cls(
-            node=int(environ.get("SLURM_NODEID") or 0),
-            nodes=int(environ.get("SLURM_STEP_NUM_NODES") or environ.get("SLURM_NNODES") or 1),
+            node=_number(environ.get("SLURM_NODEID"), 0),
+            nodes=_number(environ.get("SLURM_STEP_NUM_NODES") or environ.get("SLURM_NNODES"), 1),
             name=environ.get("SLURMD_NODENAME") or socket.gethostname(),
             key="-".join([*words, environ.get("SLURM_STEP_ID") or "x"]),
         )
@@ -40,6 +40,10 @@ class Place:
     def meeting(self, sweep: SweepFolder, task: str) -> Path:
         """Where node 0 says how it is reached."""
         return sweep.logs / f".nodes-{re.sub(r'[^A-Za-z0-9_.-]', '_', f'{self.key}-{task}')}.json"
+
+
+def _number(text: str | None, otherwise: int) -> int:
+    return int(text) if text and text.isascii() and text.isdigit() else otherwise
 
 
 def check_nodes(folder: RunFolder, record: RunRecord, place: Place) -> None:

@@ -43,6 +43,7 @@ class RunProgress:
     epoch_s: float | None  # median seconds of the last ten epochs
     val_top1_pct: float | None = None  # of the last epoch; None without held-out images
     spent: Spent | None = None
+    tier: str = "T1"  # T2: trained on another machine kind, world size or version than it was started with
 
     @property
     def eta_s(self) -> float | None:
@@ -76,6 +77,7 @@ def progress_of(run: RunState, by_job: Mapping[str, Submission] | None = None) -
         val_top1_pct=last.val_top1_pct if last and head and head.val_images else None,
         epoch_s=statistics.median(record.seconds for record in records) if records else None,
         spent=spent(run, head, by_job or {}),
+        tier=head.tier if head else "T1",
     )
 
 

@@ -1,7 +1,8 @@
 """Whether the ranks of this node still make progress, seen from outside: the backup of their own watchdog (seresnet.watchdog).
 
 A rank that is stopped or holds the interpreter's lock for good cannot say that it hangs. It is killed at twice its own limit, so that
-its own word, with the stacks, mostly comes first. One invariant: a program that never wrote of its progress is never called hung.
+its own word, with the stacks, mostly comes first, and its siblings are asked for theirs. One invariant: a program that never wrote of its
+progress is never called hung.
 """
 
 import time
@@ -9,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from seresnet.watchdog import read_progress
+from seresnet.watchdog import mark_hung, read_progress
 
 #: Looks at the files; a step or a save takes longer.
 LOOK_EVERY_S = 1.0
@@ -47,5 +48,6 @@ class ProgressWatch:
             seen.count = progress.count
             if seen.idle_s > PATIENCE * progress.limit_s:
                 rank = path.name.removeprefix("progress-")
+                mark_hung(self._folder)
                 return f"rank {rank} said nothing for {seen.idle_s:.0f} s, nor did its own watchdog after {progress.limit_s:.0f} s"
         return None

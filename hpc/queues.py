@@ -44,7 +44,7 @@ def look(sweep: SweepFolder, plan: Plan, submissions: Sequence[Submission], fini
     asked = {task for task in plan.tasks if submission_id(task) is None}
     unfinished = _unfinished_tasks(sweep, plan, finished)
     scheduler, problem = _Slurm(), None
-    for submission in (*submissions, *_forgotten(sweep, plan, submissions)):
+    for submission in (*submissions, *forgotten(sweep, plan, submissions)):
         mine = [task for task in submission.tasks if task in unfinished]
         if submission.mode == "local" or submission.state == "done" or not mine:
             is_alive = submission.mode == "local" and locks.is_held(sweep.local_lock(submission.id))
@@ -97,7 +97,7 @@ class _Slurm:
         return f"submission {submission.id} went to cluster {sent_to}, and squeue here answers for {here}"
 
 
-def _forgotten(sweep: SweepFolder, plan: Plan, submissions: Sequence[Submission]) -> list[Submission]:
+def forgotten(sweep: SweepFolder, plan: Plan, submissions: Sequence[Submission]) -> list[Submission]:
     """Submissions that the plan has tasks of and submission.json does not know: it was moved away, or torn. Their jobs may be queued."""
     known = {task for submission in submissions for task in submission.tasks}
     tasks: dict[str, list[str]] = {}

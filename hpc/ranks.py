@@ -174,7 +174,7 @@ class RankGroup:
             self._kill_within(0 if "lost" in seen else BEREAVED_LIMIT_S if "failed" in seen else PARTING_LIMIT_S)
         elif self._hung is None and (hung := self._progress.look()):
             self._hung = hung
-            self._kill_within(0)
+            self._kill_within(BEREAVED_LIMIT_S)  # the others write down where they are
         return self._kill_if_due()
 
     def close(self) -> None:
@@ -260,7 +260,7 @@ def describe(folder: RunFolder, generation: int, outcome: Outcome) -> Descriptio
         return describe_failure(folder, generation, outcome.culprit, outcome.statuses[outcome.culprit - outcome.first_rank], folder.log)
     is_complete, lack = _look_at_result(folder)
     if outcome.statuses[0] == 0 and is_complete:
-        return Description(ending="finished", code=0, reason="finished")
+        return Description(ending="finished", code=0, reason=str(attempts.read_rank_exit(folder, generation).get("reason") or "finished"))
     if outcome.stop_reason is not None:
         how = f"ranks did not stop within {STOP_LIMIT_S:.0f} s" if outcome.was_killed_by_us else "state saved"
         return Description(ending="stopped", code=Exit.STOPPED, reason=f"{outcome.stop_reason}: {how}")

@@ -52,15 +52,29 @@ def source_of(file: Path, sweep: SweepFolder) -> str:
     return os.path.relpath(file.parent.resolve() / file.name, sweep.path.resolve())
 
 
-def check_source(old: Plan | None, source: str, sweep: SweepFolder) -> None:
-    """Raise ConfigError if the folder was made by another file. Plans of earlier versions do not say: any file will do."""
+def check_source(old: Plan | None, source: str, sweep: SweepFolder, text: str = "") -> None:
+    """Raise ConfigError if the folder was made by another file. Plans of earlier versions do not say: any file will do.
+
+    text: of the file. Where the recorded one is not there, because the sweep's folder was moved, one that says the same is the same.
+    """
     if old is None or old.source is None or old.source == source:
+        return
+    if text and not (sweep.path / old.source).exists() and _is_kept_copy(sweep.sweep_yaml, text):
         return
     first, second = (os.path.relpath(sweep.path.resolve() / name) for name in (old.source, source))
     raise ConfigError(
         f"{second}: name: {old.sweep!r} is the sweep of {first}, which has {sweep.path}. Give this one another name:, or say --renamed "
-        "if it is the same sweep and its file was moved or renamed. Nothing was sent."
+        "if it is the same sweep and its file, or its folder, was moved or renamed. Nothing was sent."
     )
+
+
+def _is_kept_copy(kept: Path, text: str) -> bool:
+    """Whether the sweep's folder keeps just this text, apart from the overrides and the base file below it."""
+    try:
+        head, rest = kept.read_text(), text.rstrip("\n") + "\n"
+    except (OSError, ValueError):
+        return False
+    return head.startswith(rest) and all(line.startswith("#") for line in head[len(rest) :].splitlines())
 
 
 # --- what was edited ---

@@ -6,7 +6,6 @@ was tried. One invariant: a task that runs is never asked, so that a shorter wal
 """
 
 import contextlib
-import json
 import logging
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ from pathlib import Path
 
 from hpc import locks, slurm, slurm_control
 from hpc.paths import SweepFolder
-from seresnet.durable import write_json_durably
+from seresnet.durable import parse_json, write_json_durably
 
 log = logging.getLogger("hpc.supervisor")
 
@@ -36,7 +35,7 @@ class Left:
 def left(sweep: SweepFolder) -> dict[str, Left]:
     """Job id -> what is left of it; empty where nothing is, or nobody can read it."""
     try:
-        value = json.loads(_path(sweep).read_text())
+        value = parse_json(_path(sweep).read_text())
         return {job_id: Left(**{**entry, "tasks": tuple(entry["tasks"])}) for job_id, entry in value.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return {}

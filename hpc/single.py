@@ -4,7 +4,6 @@ The sweep is runs/<name of the file>; started again with the same config it goes
 A job that Slurm has restarted goes on with the run that it began, whatever the file says by now.
 """
 
-import json
 import logging
 import os
 import shlex
@@ -18,8 +17,9 @@ from hpc import locks, slurm
 from hpc.paths import Plan, PlannedFolder, SweepFolder
 from seresnet.config import RunConfig, run_id, slug, to_dict
 from seresnet.config_file import read_run_config
-from seresnet.durable import write_json_durably
+from seresnet.durable import parse_json, write_json_durably
 from seresnet.errors import ConfigError, SubmissionError
+from seresnet.pinning import refuse_other_run
 from seresnet.run_folder import RunRecord
 
 log = logging.getLogger("hpc.supervisor")
@@ -36,6 +36,7 @@ def sweep_of_one(
         log.warning("run=%s goes on as this job began it: %s is not read again", begun, path)
         return sweep, _task(begun)
     config = read_run_config(path, overrides).config
+    sweep.path.mkdir(parents=True, exist_ok=True)
     with locks.holding(sweep.launch_lock, wait_s=60) as alone:
         if not alone:
             raise SubmissionError(f"{sweep.path}: a launcher has held {sweep.launch_lock.name} for a minute. Try again when it is done.")
@@ -72,7 +73,7 @@ class _Begun:
 
     def _all(self) -> dict[str, Any]:
         try:
-            value = json.loads(self.path.read_text())
+            value = parse_json(self.path.read_text())
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
@@ -100,7 +101,9 @@ def _write_record(sweep: SweepFolder, plan: Plan, config: RunConfig) -> None:
     folder = sweep.run_folder(run_id(config), plan)
     folder.create()
     if folder.run_yaml.exists():
-        record = replace(RunRecord.read(folder), config=to_dict(config))
+        known = RunRecord.read(folder)
+        refuse_other_run(folder, known, run_id(config))
+        record = replace(known, config=to_dict(config))
     else:
         record = RunRecord(run_id=run_id(config), slug=plan.runs[run_id(config)].slug, config=to_dict(config))
     record.write(folder)

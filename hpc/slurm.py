@@ -213,7 +213,8 @@ def own_job_id(environ: Mapping[str, str]) -> str | None:
 
 def restart_count(environ: Mapping[str, str]) -> int:
     """How often Slurm has restarted this job; the variable is absent the first time."""
-    return int(environ.get("SLURM_RESTART_COUNT") or 0)
+    text = environ.get("SLURM_RESTART_COUNT") or ""
+    return int(text) if text.isascii() and text.isdigit() else 0
 
 
 def job_facts(job_id: str) -> JobFacts | None:

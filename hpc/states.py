@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Literal
 from hpc.batch_word import known_end
 from hpc.hold import cancelled_runs
 from hpc.paths import Plan, SweepFolder
-from seresnet import claims
+from seresnet import claims, replay
 from seresnet.attempts import Claim, End, Owner
-from seresnet.errors import ConfigError
+from seresnet.errors import ConfigError, printable
 from seresnet.exits import after_ending
-from seresnet.run_folder import RunFolder, is_finished
+from seresnet.run_folder import RunFolder, RunHead, TrainResult
 
 if TYPE_CHECKING:
     from hpc.slurm import ListedJob
@@ -64,6 +64,7 @@ class Facts:
     is_finished: bool
     has_short_result: bool
     fault: str | None = None  # why nobody can tell whether it is finished
+    note: str | None = None  # what its replays have to say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +84,7 @@ class RunState:
     job: str | None = None  # of the last attempt, "123_4" as users know it
     claim: Claim | None = None  # of the last attempt, and how it ended
     end: End | None = None
+    note: str | None = None  # of a divergence that is being replayed, or that was the hardware's
 
 
 def label(state: str, ending: str | None) -> str:
@@ -115,12 +117,15 @@ def read_facts(
     """The facts of runs (by default of every run) by their ids. Raises nothing for what their files hold."""
     here, wanted = claims.this_process(), epochs or {}
     chosen = plan.runs if run_ids is None else run_ids
-    return {run_id: facts_of(sweep.run_folder(run_id, plan), here, wanted.get(run_id)) for run_id in chosen}
+    return {run_id: facts_of(sweep.run_folder(run_id, plan), here, wanted.get(run_id), run_id) for run_id in chosen}
 
 
-def facts_of(folder: RunFolder, here: Owner, epochs: int | None = None) -> Facts:
-    """Read one run's result, newest claim and how that ended. What cannot be read of one hides nothing of the other."""
-    is_done, is_short, unclear = _look_at_result(folder, epochs)
+def facts_of(folder: RunFolder, here: Owner, epochs: int | None = None, run_id: str | None = None) -> Facts:
+    """Read one run's result, newest claim and how that ended. What cannot be read of one hides nothing of the other.
+
+    run_id: the plan's; a result of another run, such as a fork that was put there, does not finish this one.
+    """
+    is_done, is_short, unclear = _look_at_result(folder, epochs, run_id)
     claim, end, unknown = _look_at_attempts(folder)
     beats = claim is not None and end is None and unknown is None and is_beating(folder, claim, here)
     return Facts(
@@ -131,6 +136,7 @@ def facts_of(folder: RunFolder, here: Owner, epochs: int | None = None) -> Facts
         is_finished=is_done,
         has_short_result=is_short,
         fault=unclear or unknown,
+        note=replay.note(folder) if claim is not None and unknown is None else None,
     )
 
 
@@ -147,9 +153,10 @@ def state_of(plan: Plan, run_id: str, facts: Facts, task: str | None, queue: Que
         is_beating=facts.is_beating,
         listed=_listed(task, queue),
     )
-    ending, reason = (end.ending, end.reason) if end else (None, None)
+    # What a run's records say goes to terminals and into tables, and a record can hold anything.
+    ending, reason = (printable(end.ending), end.reason and printable(end.reason)) if end else (None, None)
     if facts.fault is not None and state == "failed":
-        ending, reason = "unreadable", facts.fault
+        ending, reason = "unreadable", printable(facts.fault)
     if is_cancelled and state in (*MISSING, "queued", "waiting", "preempted"):
         state, ending, reason = "cancelled", "cancelled", "by the user (--cancel)"
     return RunState(
@@ -161,11 +168,12 @@ def state_of(plan: Plan, run_id: str, facts: Facts, task: str | None, queue: Que
         ending=ending,
         reason=reason,
         attempts=facts.claim.generation if facts.claim else 0,
-        node=owner.host if owner else None,
+        node=" ".join(printable(owner.host).split()) if owner else None,
         task=task,
         job=(owner.array_job_id or owner.raw_job_id) if owner else None,
         claim=facts.claim,
         end=end,
+        note=facts.note and printable(facts.note),
     )
 
 
@@ -226,11 +234,17 @@ def _look_at_attempts(folder: RunFolder) -> tuple[Claim | None, End | None, str 
         return claim, None, f"{folder.attempts}: cannot be read: {error}"
 
 
-def _look_at_result(folder: RunFolder, epochs: int | None) -> tuple[bool, bool, str | None]:
+def _look_at_result(folder: RunFolder, epochs: int | None, run_id: str | None) -> tuple[bool, bool, str | None]:
     """(finished, there is a result that is too short, why nobody can tell)."""
     try:
-        is_done = is_finished(folder, epochs)
-        return is_done, not is_done and folder.result.exists(), None
+        result = TrainResult.read(folder)
+        if result is None:
+            return False, False, None
+        if run_id is not None and result.run_id != run_id:
+            what = f", a fork of {result.parent}" if result.parent else ""
+            return False, True, f"{folder.result}: is of run {result.run_id}{what}; the plan says {run_id}. Move that folder away."
+        is_done = result.epochs >= (RunHead.read(folder).epochs if epochs is None else epochs)
+        return is_done, not is_done, None
     except (ConfigError, OSError) as error:
         return False, True, str(error)
 

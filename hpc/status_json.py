@@ -49,6 +49,8 @@ def _run(look: Look, row: RunProgress) -> dict[str, Any]:
         "val_top1_pct": row.val_top1_pct,
         "epoch_s": row.epoch_s,
         "eta_s": row.eta_s,
+        "note": run.note,
+        "tier": row.tier,
         "attempts": run.attempts,
         "node": run.node,
         "task": run.task,

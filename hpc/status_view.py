@@ -15,6 +15,7 @@ from pathlib import Path
 
 from rich.text import Text
 
+from hpc.paths import Submission
 from hpc.pending import plain_reason
 from hpc.plan_view import count, state_style, states_text
 from hpc.progress_view import RunProgress, duration, one_line, percent
@@ -101,6 +102,11 @@ def remarks(look: Look, *, has_notes: bool) -> list[str]:
     for row in look.rows:
         if row.run.state in ("failed", "cancelled", "lost"):
             lines += _ending_lines(row)
+    lines += [f"{row.run.slug}: {row.run.note}" for row in look.rows if row.run.note]
+    marked = [row.run.slug for row in look.rows if row.tier != "T1"]
+    if marked:
+        names = ", ".join(marked[:6]) + (", ..." if len(marked) > 6 else "")
+        lines.append(f"tier T2, not bit for bit what its start was (run.yaml's marks say why): {names}")
     return lines + next_commands(look)
 
 
@@ -127,9 +133,18 @@ def launch_command(look: Look) -> str:
     last = look.submissions[-1] if look.submissions else None
     local = " --local" if last and last.mode == "local" and last.site.get("scheduler") == "slurm" else ""
     words = "".join(f" {shlex.quote(text)}" for text in look.plan.overrides)
-    runs_dir = os.path.relpath(look.sweep.path.absolute().parent)
-    where = "" if runs_dir == "runs" or (last and last.site.get("runs_dir")) else f" --runs-dir {shlex.quote(runs_dir)}"
-    return f"python -m hpc.launch --sweep {_source(look)}{words}{where}{local}"
+    return f"python -m hpc.launch --sweep {_source(look)}{words}{_runs_dir(look, last)}{local}"
+
+
+def _runs_dir(look: Look, last: Submission | None) -> str:
+    """` --runs-dir DIR` where a launch would not look here by itself: the site's folder may be another one since the sweep was moved."""
+    here = look.sweep.path.absolute()
+    asked = (last.site.get("runs_dir") if last else None) or "runs"
+    usual = Path(os.path.expandvars(str(asked))).expanduser()
+    if (usual / look.plan.sweep).resolve() == here.resolve() or "$" in str(usual):
+        return ""
+    folder = os.path.relpath(here.parent if here.name == look.plan.sweep else here)
+    return f" --runs-dir {shlex.quote(folder)}"
 
 
 def _source(look: Look) -> str:
@@ -180,7 +195,7 @@ def _note(look: Look, row: RunProgress) -> str:
     """Why it waits, or what went wrong."""
     if row.run.state in ("failed", "cancelled"):
         return one_line(row.run.reason) if row.run.reason else ""
-    return _waiting_text(look, row) or ""
+    return _waiting_text(look, row) or row.run.note or ""
 
 
 def _waiting_text(look: Look, row: RunProgress) -> str | None:

@@ -71,7 +71,9 @@ def _exit_code(task: Task, run_ids: Sequence[str], pack: PackRunner) -> int:
     unfinished = [run_id for run_id in run_ids if run_id not in pack.left_alone and not _has_result(task, run_id)]
     if not unfinished:
         return Exit.FINISHED
-    if task.should_stop() and any(_may_go_on(task, run_id) for run_id in unfinished):
+    # What a newer owner has taken is no reason to come back: its job sees to it.
+    elsewhere = {run_id for run_id, ended in pack.ended.items() if ended.code == Exit.FENCED}
+    if task.should_stop() and any(_may_go_on(task, run_id) for run_id in unfinished if run_id not in elsewhere):
         return Exit.STOPPED
     codes = [pack.ended[run_id].code for run_id in unfinished if run_id in pack.ended]
     # Held before it began: no failure of the task, or its array would look failed and an afterok of the user's would never start.

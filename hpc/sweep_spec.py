@@ -53,6 +53,11 @@ class SweepSpec:
     wandb: WandbSettings
     mail: str | None = None  # who gets one message when the array ends
 
+    @property
+    def own_text(self) -> str:
+        """The sweep's own file, without overrides and base."""
+        return next(iter(self.texts.values()))
+
     def copy_text(self) -> str:
         """The sweep's own text, then overrides and the base file as comments: what runs/SWEEP/sweep.yaml keeps."""
         own, *others = self.texts.items()

@@ -14,6 +14,7 @@ from rich.text import Text
 from hpc.gather import Gathered, RunRow
 from hpc.states import label
 from hpc.stats import ArmSummary, Difference, Spread, count_states
+from seresnet.errors import printable
 
 #: Below this many columns numbers and their spread stand on two lines.
 _NARROW = 150
@@ -61,7 +62,8 @@ def _mixtures(rows: Sequence[RunRow]) -> list[str]:
 def caption(comparison: Comparison) -> list[str]:
     """What the numbers are: the data set with its sizes, the machines, the selection rules and the interval."""
     several_seeds = any(arm.n > 1 for arm in comparison.arms)
-    lines = [f"Data: {_data_line(comparison.gathered)}", f"Hardware: {_hardware_line(comparison.gathered)}"]
+    lines = [*fork_lines(comparison.gathered), f"Data: {_data_line(comparison.gathered)}"]
+    lines.append(f"Hardware: {_hardware_line(comparison.gathered)}")
     lines += [
         "Numbers: test accuracy in %" + (", mean ± sample standard deviation over n seeds." if several_seeds else "."),
         "Last epoch and validation-chosen (epoch of the best validation accuracy) are the figures to compare;"
@@ -70,6 +72,13 @@ def caption(comparison: Comparison) -> list[str]:
     if len(comparison.arms) > 1:
         lines.append(f"Difference: last epoch minus {comparison.baseline} at the same seed, mean and 95 % t interval over the pairs.")
     return lines
+
+
+def fork_lines(gathered: Gathered) -> list[str]:
+    """Runs that began with another run's weights: their numbers are no answer to what a run from step 0 would give."""
+    return [
+        f"FORK: {row.slug} ({row.run_id}) began as {row.result.parent}." for row in gathered.finished if row.result and row.result.parent
+    ]
 
 
 def _data_line(gathered: Gathered) -> str:
@@ -87,7 +96,11 @@ def _data_text(row: RunRow) -> str:
 
 def _hardware_line(gathered: Gathered) -> str:
     results = [row.result for row in gathered.finished if row.result]
-    found = {f"{result.device}, {result.world_size} rank{'s' if result.world_size > 1 else ''}, amp {result.amp}" for result in results}
+    found = {
+        f"{result.device}, {result.world_size} rank{'s' if result.world_size > 1 else ''}, amp {result.amp}"
+        + ("" if result.tier == "T1" else f", tier {result.tier}")
+        for result in results
+    }
     codes = {result.code_digest[:8] + (f" (commit {_short(result.commit)})" if result.commit else "") for result in results}
     return f"{' | '.join(sorted(found))}; code {', '.join(sorted(codes))}." if found else "no finished run."
 
@@ -108,7 +121,7 @@ def _problem(row: RunRow) -> str:
     words = dict.fromkeys(word for word in (label(row.state, row.ending), row.ending, row.reason) if word)
     if row.state == "failed":
         words.pop(row.ending or "", None)  # the label has it
-    return f"{row.slug} ({row.run_id}): {': '.join(words)}"
+    return printable(f"{row.slug} ({row.run_id}): {': '.join(words)}")
 
 
 def cells(arm: ArmSummary, narrow: bool = False) -> tuple[str, ...]:
@@ -131,15 +144,20 @@ def header() -> tuple[str, ...]:
 def markdown(comparison: Comparison) -> str:
     """The whole of table.md: headline, table, caption, runs that are not in it, skipped files."""
     lines = [header(), *(cells(arm) for arm in comparison.arms)]
-    escaped = [[text.replace("|", "\\|") for text in line] for line in lines]
+    escaped = [[_as_text(text).replace("|", "\\|") for text in line] for line in lines]
     widths = [max(3, *(len(line[column]) for line in escaped)) for column in range(len(header()))]
     rules = ["-" * width if column in (0, 7) else "-" * (width - 1) + ":" for column, width in enumerate(widths)]
     table = [_markdown_line(line, widths) for line in (escaped[0], rules, *escaped[1:])]
-    parts = [headline(comparison.gathered), "", f"# {comparison.title}", "", *table, ""]
-    parts += [f"- {line}" for line in caption(comparison)]
+    parts = [_as_text(headline(comparison.gathered)), "", f"# {_as_text(comparison.title)}", "", *table, ""]
+    parts += [f"- {_as_text(line)}" for line in caption(comparison)]
     for title, entries in _lists(comparison.gathered):
-        parts += ["", f"## {title}", "", *(f"- {entry}" for entry in entries)]
+        parts += ["", f"## {title}", "", *(f"- {_as_text(entry)}" for entry in entries)]
     return "\n".join(parts) + "\n"
+
+
+def _as_text(text: str) -> str:
+    """On one line, and with nothing in it that a Markdown page would take for an element or a heading."""
+    return " ".join(printable(text).split()).replace("<", "&lt;")
 
 
 def print_table(comparison: Comparison, console: Console) -> None:

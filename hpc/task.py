@@ -4,7 +4,6 @@ Read from the sweep's folder, the environment and one look at the job; hpc.super
 stops or requeues anything.
 """
 
-import json
 import logging
 import os
 import re
@@ -20,6 +19,7 @@ from pathlib import Path
 from hpc import code_snapshot, requeue, slurm
 from hpc.paths import Plan, Submission, Submissions, SweepFolder
 from hpc.place import Place
+from seresnet.durable import parse_json
 from seresnet.errors import ConfigError
 from seresnet.signals import StopFlag
 
@@ -119,7 +119,7 @@ def checked_code(sweep: SweepFolder, submission: Submission, running: Path = cod
     folder = sweep.code(submission.code)
     mark = folder / code_snapshot.MARK
     try:
-        wanted = json.loads(mark.read_text())["digest"]
+        wanted = parse_json(mark.read_text())["digest"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         problem = f"{mark}: no code snapshot for submission {submission.id}: {type(error).__name__}"
         raise ConfigError(f"{problem}. Restore {folder}, or launch the sweep again.") from error

@@ -19,7 +19,7 @@ import yaml
 from hpc.paths import Plan, SweepFolder
 from seresnet import journal
 from seresnet.config import RunConfig, to_dict
-from seresnet.durable import canonical_json
+from seresnet.durable import canonical_json, parse_json
 from seresnet.errors import ConfigError
 from seresnet.run_folder import RunFolder
 
@@ -59,7 +59,7 @@ def shape_key(config: Mapping[str, Mapping[str, Any]]) -> str:
     for section in ("model", "data", "augment", "train"):
         values = {**_DEFAULTS.get(section, {}), **config.get(section, {})}
         kept[section] = {key: value for key, value in values.items() if key not in _NOT_SHAPE.get(section, ())}
-    return canonical_json(json.loads(json.dumps(kept)))
+    return canonical_json(parse_json(json.dumps(kept)))
 
 
 def shape_digest(config: Mapping[str, Mapping[str, Any]]) -> str:
@@ -129,7 +129,7 @@ class Known:
         if seen:
             return _summary(seen, _runs(len(seen), "earlier"))
         if self._own.get(key) and (report := self.report(self._own[key][0])) and self._is_that_gpu(report.get("gpu")):
-            return _of_report(report, int(json.loads(key)["train"]["ranks"]))
+            return _of_report(report, int(parse_json(key)["train"]["ranks"]))
         if self._siblings is None:
             self._siblings = _sibling_runs(self._sweep)
         seen = list(_first(RUNS_OF_A_SHAPE, map(self._seen_on_that_gpu, self._siblings.get(key, []))))
@@ -214,7 +214,7 @@ def _reports(sweep: SweepFolder) -> dict[str, Mapping[str, Any]]:
 def _reports_of(path: Path) -> list[tuple[str, Mapping[str, Any]]]:
     found = []
     try:
-        for outcome in json.loads(path.read_text()).values():
+        for outcome in parse_json(path.read_text()).values():
             report = outcome["report"]
             if report is not None:
                 _check_report(report)
@@ -292,7 +292,7 @@ def _gpu(folder: RunFolder) -> str | None:
     """The GPU of the newest attempt that wrote down what it ran on; None on a CPU."""
     newest = max((entry.path for entry in _entries(folder.attempts) if entry.name.endswith(".env.json")), default=None)
     try:
-        kind, _, name = str(json.loads(Path(newest).read_text())["device"]).partition(": ") if newest else ("", "", "")
+        kind, _, name = str(parse_json(Path(newest).read_text())["device"]).partition(": ") if newest else ("", "", "")
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return name if kind == "cuda" else None

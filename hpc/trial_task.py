@@ -5,7 +5,6 @@ is cut off (75) goes on with those that have not.
 """
 
 import argparse
-import json
 import logging
 import os
 import shutil
@@ -22,7 +21,7 @@ from hpc.ranks import POLL_S, Outcome, RankGroup, describe
 from hpc.task import RANK_COMMAND
 from hpc.trials import TrialRun, TrialTask
 from seresnet import claims
-from seresnet.durable import write_json_durably
+from seresnet.durable import parse_json, write_json_durably
 from seresnet.errors import ToolkitError
 from seresnet.exits import Exit
 from seresnet.run_folder import RunFolder, RunRecord
@@ -169,7 +168,7 @@ def _line(run: TrialRun, verdict: Verdict, folder: RunFolder) -> str:
 
 
 def _report(folder: RunFolder) -> Mapping[str, Any]:
-    value = json.loads((folder.path / REPORT).read_text())
+    value = parse_json((folder.path / REPORT).read_text())
     assert isinstance(value, dict)
     return value
 

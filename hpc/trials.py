@@ -5,7 +5,6 @@ below the sweep's trials/; the sweep's own run folders, its plan and its table n
 """
 
 import contextlib
-import json
 import os
 import shlex
 import subprocess
@@ -21,7 +20,7 @@ from hpc.site import Site
 from hpc.sweep import PlannedRun
 from hpc.timings import shape_digest
 from seresnet.config import TrainConfig, to_dict
-from seresnet.durable import write_json_durably
+from seresnet.durable import parse_json, write_json_durably
 from seresnet.errors import ConfigError, SubmissionError
 from seresnet.run_folder import RunFolder
 
@@ -74,7 +73,7 @@ class TrialTask:
         """Raises ConfigError if there is no such trial, or not one of this version."""
         path = _record(sweep, name)
         try:
-            value = json.loads(path.read_text())
+            value = parse_json(path.read_text())
             if value.pop("schema") != SCHEMA:
                 raise ValueError("another version wrote it")
             runs = tuple(TrialRun(**{**run, "arms": tuple(run["arms"])}) for run in value["runs"])
@@ -99,7 +98,7 @@ def outcomes_path(sweep: SweepFolder, name: str) -> Path:
 def read_outcomes(sweep: SweepFolder, name: str) -> dict[str, dict[str, Any]]:
     """Empty while nothing has ended."""
     try:
-        return dict(json.loads(outcomes_path(sweep, name).read_text()))
+        return dict(parse_json(outcomes_path(sweep, name).read_text()))
     except (OSError, ValueError):
         return {}
 

@@ -6,7 +6,6 @@ it is ever executed. Where files come from, and when they are built, is prepare'
 """
 
 import hashlib
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from seresnet.durable import canonical_json
+from seresnet.durable import canonical_json, parse_json
 from seresnet.errors import DataError
 
 MAGIC = "seresnet-arrays 1"
@@ -145,7 +144,7 @@ def read_header(path: Path) -> Header:
     try:
         with open(path, "rb") as file:
             return _read_header(file)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, MemoryError) as error:
         raise _damaged(path, error) from error
 
 
@@ -162,7 +161,7 @@ def load_arrays(path: Path, expect_digest: str | None = None) -> Arrays:
         if (found := content_digest(arrays)) != header.digest:
             raise ValueError(f"the arrays' digest is {found[:16]}, the header says {header.digest[:16]}")
         result = _assemble(header, arrays)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, MemoryError) as error:
         raise _damaged(path, error) from error
     if expect_digest is not None and header.digest != expect_digest:
         raise DataError(
@@ -181,7 +180,7 @@ def _read_header(file: BinaryIO) -> Header:
     text = file.read(int(fields[0]))
     if hashlib.sha256(text).hexdigest().encode() != fields[1] or not first.endswith(b"\n"):
         raise ValueError("its header is damaged")
-    value = json.loads(text)
+    value = parse_json(text)
     entries = tuple(_entry(item) for item in value.pop("entries"))
     if {entry.name: entry.dtype for entry in entries} != DTYPES:
         raise ValueError(f"it holds {[asdict(entry) for entry in entries]}, not {DTYPES}")
@@ -218,7 +217,7 @@ def _read_into(file: BinaryIO, buffer: memoryview) -> int:
 
 
 def _assemble(header: Header, arrays: Mapping[str, NDArray[Any]]) -> Arrays:
-    classes = json.loads(arrays["classes"].tobytes())
+    classes = parse_json(arrays["classes"].tobytes())
     for split in ("train", "test"):
         images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
         if images.ndim != 4 or images.shape[-1] != 3 or labels.shape != images.shape[:1] or not len(labels):

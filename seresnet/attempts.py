@@ -4,25 +4,23 @@ Who may claim is claims.py's job. One invariant: a claim is never rewritten, and
 one that somebody else inferred.
 """
 
-import errno
 import json
 import logging
 import re
-import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from seresnet.durable import DISK, Files, json_bytes, remove, write_json_durably, write_new
+from seresnet.durable import DISK, Files, json_bytes, parse_json, publish, remove, write_json_durably, write_new
+from seresnet.record_types import misfits
 from seresnet.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
 SCHEMA = 1
-#: What link() says where hard links do not exist: vfat and some FUSE, CIFS and overlay mounts.
-_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
+_PID_LIMIT, _TIME_LIMIT = 2**31, 2**37  # seconds: the year 6325
 _CLAIM_TEMP = re.compile(r"\.([0-9]{6,})\.json\.[0-9a-f]+\.tmp")
 
 
@@ -142,12 +140,7 @@ def delete_leftover_temps(folder: RunFolder, generation: int, files: Files = DIS
 
 def _publish(path: Path, payload: bytes, files: Files) -> bool:
     """Create a file that is complete when it appears, unless the name is taken."""
-    temp = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
-    try:
-        write_new(temp, payload, files)
-        won = _link(temp, path, files)
-    finally:
-        remove(temp, files)
+    won = publish(path, payload, files)
     if won is None:
         won = _create(path, payload, files)
     if won:
@@ -163,23 +156,6 @@ def _sync_if_possible(folder: Path, files: Files) -> None:
         log.warning("folder_not_synced folder=%s error=%s", folder.name, error)
 
 
-def _link(temp: Path, path: Path, files: Files) -> bool | None:
-    """Whether temp now has the name; None where hard links do not exist."""
-    try:
-        files.link(temp, path)
-        return True
-    except OSError as error:
-        # NFS repeats a request whose answer was lost, and then reports EEXIST for our own success: the link count knows.
-        if _link_count(temp, files) == 2:
-            return True
-        # FileNotFoundError: a newer owner has cleaned up our temp file, so this generation is history.
-        if isinstance(error, (FileExistsError, FileNotFoundError)):
-            return False
-        if error.errno in _NO_LINKS:
-            return None
-        raise
-
-
 def _create(path: Path, payload: bytes, files: Files) -> bool:
     # Readers may see it half written: then the owner is unknown, which only the standing beat can prove gone.
     try:
@@ -192,13 +168,6 @@ def _create(path: Path, payload: bytes, files: Files) -> bool:
     return True
 
 
-def _link_count(path: Path, files: Files) -> int:
-    try:
-        return files.link_count(path)
-    except FileNotFoundError:
-        return 0
-
-
 def _generations(folder: RunFolder, files: Files) -> list[int]:
     stems = (name.removesuffix(".json") for name in files.names(folder.attempts) if name.endswith(".json"))
     return [int(stem) for stem in stems if stem.isascii() and stem.isdigit() and folder.claim(int(stem)).stem == stem]
@@ -208,8 +177,12 @@ def _owner(value: Any) -> Owner | None:
     if not isinstance(value, Mapping):
         return None
     known = {key.name: value[key.name] for key in fields(Owner) if key.name in value}
-    host, pid = known.get("host"), known.get("pid")
-    return Owner(**known) if isinstance(host, str) and isinstance(pid, int) and pid > 0 else None
+    if "host" not in known or "pid" not in known:
+        return None
+    owner = Owner(**known)
+    # A record of somebody else's making is as good as a torn one: what it says of pids and jobs must not be compared.
+    is_sane = not misfits(owner) and 0 < owner.pid < _PID_LIMIT and abs(owner.started) < _TIME_LIMIT
+    return owner if is_sane else None
 
 
 def _end_record(generation: int, ending: str, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -218,7 +191,7 @@ def _end_record(generation: int, ending: str, facts: Mapping[str, Any]) -> dict[
 
 def _read_json(path: Path, files: Files) -> dict[str, Any]:
     try:
-        value = json.loads(files.read(path))
+        value = parse_json(files.read(path))
     except (FileNotFoundError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}

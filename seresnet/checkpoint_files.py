@@ -6,22 +6,25 @@ them agrees with the file's name.
 
 import errno
 import hashlib
-import json
 import logging
 import secrets
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from seresnet.attempts import Claim, read_claims
-from seresnet.durable import DISK, Files, canonical_json, remove
-from seresnet.errors import CheckpointError
+from seresnet import migrations
+from seresnet.attempts import Claim, newest_generation, read_claims
+from seresnet.durable import DISK, Files, canonical_json, parse_json, remove
+from seresnet.errors import CheckpointError, ConfigError
+from seresnet.record_types import misfits
 from seresnet.run_folder import CheckpointName, RunFolder
 
 log = logging.getLogger(__name__)
 
-SCHEMA = 1
+SCHEMA = migrations.CURRENT["checkpoint"]
+#: How many of the last steps retention keeps, so that as many damaged files in a row lose nothing but time.
+KEPT_STEPS = 3
 #: The one metadata entry of the safetensors file. One, because the library writes several in random order (seen).
 METADATA_KEY = "seresnet"
 
@@ -58,29 +61,66 @@ def digest_of(payload: bytes) -> str:
     return hashlib.sha256(payload).hexdigest()[:16]
 
 
-def metadata(header: Header, scalars: Mapping[str, Any]) -> dict[str, str]:
+def metadata(header: Header, scalars: Mapping[str, Any], fork: Mapping[str, Any] | None = None) -> dict[str, str]:
     """The metadata of a new file, as safetensors wants it."""
-    return {METADATA_KEY: canonical_json({"schema": SCHEMA, "header": asdict(header), "scalars": scalars})}
+    entry = {"schema": SCHEMA, "header": asdict(header), "scalars": scalars} | ({} if fork is None else {"fork": fork})
+    return {METADATA_KEY: canonical_json(entry)}
+
+
+class ForeignFileError(CheckpointError):
+    """The bytes are what the name promises, but no version of this code wrote them."""
 
 
 def read_metadata(payload: bytes) -> tuple[Header, dict[str, Any]]:
-    """The header and the scalars of a file whose digest was checked. Raises CheckpointError for another schema."""
-    size = int.from_bytes(payload[:8], "little")
-    entry = json.loads(json.loads(payload[8 : 8 + size])["__metadata__"][METADATA_KEY])
-    if entry["schema"] != SCHEMA:
-        raise CheckpointError(f"checkpoint has schema {entry['schema']!r}, this version reads {SCHEMA}. Go on with the code that wrote it.")
-    return Header(**entry["header"]), entry["scalars"]
+    """The header and the scalars of a file whose digest was checked, as this version means them.
+
+    Raises CheckpointError for the schema of a newer version, and ForeignFileError for what is no checkpoint.
+    """
+    record = read_record(payload)
+    return record["header"], record["scalars"]
+
+
+def read_record(payload: bytes) -> dict[str, Any]:
+    """The whole entry in this version's schema: header (a Header), scalars, renamed (tensor names of the file -> ours), fork.
+
+    fork: of a file of generation 0, which run the state is from; see seresnet.fork. Raises as read_metadata does.
+    """
+    try:
+        size = int.from_bytes(payload[:8], "little")
+        entry = parse_json(parse_json(payload[8 : 8 + size])["__metadata__"][METADATA_KEY])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ForeignFileError(f"not a checkpoint of this project: {error!r}") from error
+    try:
+        record = migrations.to_current("checkpoint", entry)
+    except ConfigError as error:
+        if not isinstance(entry, dict) or "schema" not in entry:
+            raise ForeignFileError(f"not a checkpoint of this project: {error}") from error
+        raise CheckpointError(f"checkpoint of schema {entry['schema']!r}: {error}") from error
+    try:
+        # Keys of a later version within the schema say nothing that this one needs.
+        known = {key.name: record["header"][key.name] for key in fields(Header) if key.name in record["header"]}
+        header = Header(**known)
+        if bad := misfits(header):
+            raise ValueError(f"header has the wrong type of {', '.join(bad)}")
+        if type(record["scalars"]) is not dict:
+            raise ValueError("scalars are no mapping")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ForeignFileError(f"not a checkpoint of this project: {error!r}") from error
+    return {"header": header, "scalars": record["scalars"], "renamed": record.get("renamed", {}), "fork": record.get("fork")}
 
 
 def read_trusted(folder: RunFolder, name: CheckpointName, files: Files = DISK) -> bytes | None:
     """The file's bytes, or None if they are not what its name promises (digest, generation, step).
 
-    Raises OSError if it cannot be read: that proves nothing about the file. Raises CheckpointError for another schema.
+    Raises OSError if it cannot be read: that proves nothing about the file. Raises CheckpointError for a newer schema.
     """
     payload = files.read(folder.checkpoints / str(name))
     if digest_of(payload) != name.digest:
         return None
-    header, _ = read_metadata(payload)
+    try:
+        header, _ = read_metadata(payload)
+    except ForeignFileError:
+        return None
     # The digest does not cover the rest of the name: a renamed file must not pass for another step.
     return payload if (header.generation, header.step) == (name.generation, name.step) else None
 
@@ -147,7 +187,7 @@ def candidates(names: Iterable[CheckpointName], claim: Claim | None) -> list[Che
     return own + [name for name in lower if name == base] + older + [name for name in lower if _place(name) > _place(base)]
 
 
-def kept(headers: Mapping[CheckpointName, Header], last: int = 3, boundaries: int = 2) -> set[CheckpointName]:
+def kept(headers: Mapping[CheckpointName, Header], last: int = KEPT_STEPS, boundaries: int = 2) -> set[CheckpointName]:
     """Of verified files, those that retention keeps: of the last steps, the last epoch boundaries, the best of each of these, the final.
 
     Steps are counted, not files: the last step of an epoch can have several (before its evaluation, as the best, as the final).
@@ -167,22 +207,48 @@ def _of_last_steps(order: list[CheckpointName], count: int) -> set[CheckpointNam
 
 
 def delete_superseded(
-    folder: RunFolder, generation: int, headers: dict[CheckpointName, Header], files: Files = DISK, *, last: int = 3, boundaries: int = 2
+    folder: RunFolder,
+    generation: int,
+    headers: dict[CheckpointName, Header],
+    files: Files = DISK,
+    *,
+    last: int = KEPT_STEPS,
+    boundaries: int = 2,
+    best: str | None = None,
 ) -> list[CheckpointName]:
-    """Delete what retention does not keep, of this or lower generations only, and never a base that a claim names.
+    """Delete what retention does not keep, of this or lower generations only, and no base that is needed. Raises OSError.
 
-    headers: what this process has verified so far; brought up to date. Files that do not verify are left alone. Raises OSError.
+    headers: what this process has verified so far; brought up to date. best: kept whatever headers say, because the next one will
+    name it. Files that do not verify are left alone.
     """
     read_new_headers(folder, generation, headers, files)
     claims = read_claims(folder, files)
-    if any(claim.generation > generation for claim in claims):
-        return []  # fenced: the newer owner decides
-    keep = {str(name) for name in kept(headers, last, boundaries)} | {claim.base for claim in claims}
-    doomed = [name for name in sorted(headers) if str(name) not in keep]
-    for name in doomed:
+    keep = {str(name) for name in kept(headers, last, boundaries)} | needed_bases(claims, headers) | {best}
+    deleted = []
+    for name in [name for name in sorted(headers) if str(name) not in keep]:
+        if newest_generation(folder, files) > generation:
+            break  # fenced: the newer owner decides. Asked each time, because this process may have slept since the last one
         files.unlink(folder.checkpoints / str(name))
         del headers[name]
-    return doomed
+        deleted.append(name)
+    return deleted
+
+
+def needed_bases(claims: Sequence[Claim], headers: Iterable[CheckpointName]) -> set[str]:
+    """The bases that must stay: the newest claim's, until it has as many verified steps of its own as retention keeps.
+
+    Until then a fall-back may need it; after that it comes behind three newer files, like any other. Bases of earlier claims come
+    behind those of later ones, and should a power loss take back the newest claim, its files and its base are still candidates of the
+    one before. A torn claim's base cannot be known: then the one before counts, too.
+    """
+    needed = set()
+    for claim in sorted(claims, key=lambda claim: claim.generation, reverse=True):
+        own_steps = {name.step for name in headers if name.generation == claim.generation}
+        if claim.base is not None and len(own_steps) < KEPT_STEPS:
+            needed.add(claim.base)
+        if claim.owner is not None:
+            break
+    return needed
 
 
 def read_new_headers(folder: RunFolder, generation: int, headers: dict[CheckpointName, Header], files: Files = DISK) -> None:

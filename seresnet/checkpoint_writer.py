@@ -14,11 +14,21 @@ from dataclasses import dataclass, replace
 import safetensors.torch
 
 from seresnet import checkpoint_files
-from seresnet.attempts import Claim, newest_claim, newest_generation
-from seresnet.checkpoint_files import Header, delete_leftover_temps, delete_superseded, digest_of, metadata, read_metadata, read_new_headers
+from seresnet.attempts import Claim, newest_claim
+from seresnet.checkpoint_files import (
+    KEPT_STEPS,
+    Header,
+    delete_leftover_temps,
+    delete_superseded,
+    digest_of,
+    metadata,
+    read_new_headers,
+    read_record,
+)
+from seresnet.claims import refuse_if_fenced
 from seresnet.durable import DISK, Files, write_durably
-from seresnet.errors import CheckpointError, OwnedElsewhereError
-from seresnet.run_folder import CheckpointName, RunFolder
+from seresnet.errors import CheckpointError
+from seresnet.run_folder import CheckpointName, Guard, RunFolder
 from seresnet.state import TrainState, first_nonfinite
 
 log = logging.getLogger(__name__)
@@ -36,9 +46,14 @@ def encode(state: TrainState, header: Header) -> bytes:
 
 
 def decode(payload: bytes) -> TrainState:
-    """The state in bytes whose digest was checked. Raises CheckpointError for a schema of another version."""
-    _, scalars = read_metadata(payload)
-    return TrainState(tensors=safetensors.torch.load(payload), scalars=scalars)
+    """The state in bytes whose digest was checked. Raises CheckpointError for the schema of a newer version, and for no checkpoint."""
+    record = read_record(payload)
+    try:
+        found = safetensors.torch.load(payload)
+    except (safetensors.SafetensorError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"a checkpoint of the right digest whose tensors cannot be read: {error}. Move it away.") from error
+    tensors = {record["renamed"].get(name, name): tensor for name, tensor in found.items()}
+    return TrainState(tensors=tensors, scalars=record["scalars"])
 
 
 def write_checkpoint(folder: RunFolder, state: TrainState, header: Header, files: Files = DISK) -> CheckpointName:
@@ -62,23 +77,25 @@ def recover(folder: RunFolder, base: str | None, files: Files = DISK) -> tuple[T
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Job:
+class Save:
+    """A state to be saved, which nobody changes any more, and what it is."""
+
     state: TrainState
-    epoch_boundary: bool
-    best: bool
-    final: bool
-    stop: bool
+    epoch_boundary: bool = False
+    best: bool = False
+    final: bool = False
+    stop: bool = False
 
     @property
     def is_periodic(self) -> bool:
         return not (self.epoch_boundary or self.best or self.final or self.stop)
 
 
-class CheckpointWriter:
-    """Writes states in a thread of its own, first in, first out, at most one waiting and one being written.
+class Saver:
+    """Saves one state after the other in the caller's thread: looks for newer owners, commits, and tidies up when told to.
 
-    The owner calls it from one thread of rank 0. A failed write is logged and leaves older checkpoints alone; training goes on, and
-    wait() tells. resumed_from: what recover() returned, so that the best checkpoint of earlier attempts is known and kept.
+    On a full disk it frees its own old files and tries once more. resumed_from: what recover() returned, so that the best checkpoint
+    of earlier attempts is known and kept.
     """
 
     def __init__(self, folder: RunFolder, generation: int, resumed_from: CheckpointName | None = None, files: Files = DISK) -> None:
@@ -88,12 +105,100 @@ class CheckpointWriter:
         self._headers: dict[CheckpointName, Header] = {}  # verified by this process
         self._best: str | None = None  # file name; durable
         self._knows_older_files = False
-        self._queue: deque[_Job] = deque()
+
+    def save(self, save: Save) -> bool:
+        """Whether the state is durable now. Raises nothing: a failed save is logged and leaves older checkpoints alone."""
+        started = time.monotonic()
+        try:
+            self._refuse_if_fenced()
+            name = self._commit(save)
+        except Exception as error:  # also a bug of ours: a thread that dies here would let every later save hang
+            self.last_error = error
+            kept = f"the state of step {self.durable_step} stays" if self.durable_step is not None else "none is durable yet"
+            log.error("checkpoint_failed step=%d error=%r training goes on, %s", save.state.step, error, kept)
+            return False
+        self.last_error, self.durable_step = None, name.step
+        self._best = str(name) if save.best else self._best
+        log.info("checkpoint_durable step=%d name=%s seconds=%.2f", name.step, name, time.monotonic() - started)
+        return True
+
+    def tidy(self) -> None:
+        """What a durable save makes superfluous goes. Failing is no reason to lose a save."""
+        self.learn_older_files()
+        self._delete()
+
+    def learn_older_files(self) -> None:
+        """Once: remove dead writers' temp files, verify what is there, and find the best so far. Tried again where it failed."""
+        if self._knows_older_files:
+            return
+        try:
+            delete_leftover_temps(self._folder, self._generation, self._files)
+            read_new_headers(self._folder, self._generation, self._headers, self._files)
+            if self._resumed_from is not None and self._best is None:
+                header = self._headers[self._resumed_from]
+                self._best = str(self._resumed_from) if header.best else header.best_so_far
+            self._knows_older_files = True
+        except Exception as error:
+            log.warning("cannot_read_older_checkpoints error=%r", error)
+
+    def _refuse_if_fenced(self) -> None:
+        refuse_if_fenced(self._folder, self._generation, self._files)
+
+    def _commit(self, save: Save) -> CheckpointName:
+        header = Header(
+            generation=self._generation,
+            step=save.state.step,
+            epoch_boundary=save.epoch_boundary,
+            best=save.best,
+            final=save.final,
+            stop=save.stop,
+            best_so_far=self._best,
+        )
+        payload = encode(save.state, header)
+        try:
+            return _commit(self._folder, payload, header, self._files, self._refuse_if_fenced)
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            log.error("disk_full step=%d error=%s deleting own old checkpoints, then one more try", header.step, error)
+            self._delete(last=1, boundaries=1)
+            return _commit(self._folder, payload, header, self._files, self._refuse_if_fenced)
+
+    def _delete(self, last: int = KEPT_STEPS, boundaries: int = 2) -> None:
+        """Retention. Not knowing the best so far is a reason to delete nothing."""
+        if not self._knows_older_files:
+            return
+        try:
+            delete_superseded(self._folder, self._generation, self._headers, self._files, last=last, boundaries=boundaries, best=self._best)
+        except Exception as error:
+            log.warning("cannot_delete_old_checkpoints error=%r", error)
+
+
+class CheckpointWriter:
+    """A Saver in a thread of its own: first in, first out, at most one save waiting and one being written.
+
+    The owner calls it from one thread of rank 0. A failed write leaves older checkpoints alone; training goes on, and wait() tells.
+    So at most three states are alive: the caller's, the waiting one and the one in work; none once all is written.
+    """
+
+    def __init__(self, folder: RunFolder, generation: int, resumed_from: CheckpointName | None = None, files: Files = DISK) -> None:
+        self._saver = Saver(folder, generation, resumed_from, files)
+        self._queue: deque[Save] = deque()
         self._busy = self._closed = False
         self._newest_is_durable = True  # vacuously, before the first save
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="checkpoint-writer", daemon=True)
         self._thread.start()
+
+    @property
+    def durable_step(self) -> int | None:
+        """The step of the newest durable state; at first the one that was resumed from."""
+        return self._saver.durable_step
+
+    @property
+    def last_error(self) -> Exception | None:
+        """Of the latest save; None once a later one is durable."""
+        return self._saver.last_error
 
     def save(self, state: TrainState, *, epoch_boundary: bool = False, best: bool = False, final: bool = False, stop: bool = False) -> None:
         """Queue a host copy that nobody changes any more. A save with a flag is never dropped.
@@ -101,14 +206,14 @@ class CheckpointWriter:
         Takes the place of a waiting save without flags; waits for the place if that save has one.
         """
         assert state.step >= 0
-        job = _Job(state=state, epoch_boundary=epoch_boundary, best=best, final=final, stop=stop)
+        save = Save(state=state, epoch_boundary=epoch_boundary, best=best, final=final, stop=stop)
         with self._changed:
             assert not self._closed, "save after close"
             if self._queue and self._queue[0].is_periodic:
                 dropped = self._queue.popleft()
                 log.warning("checkpoint_skipped step=%d by=%d", dropped.state.step, state.step)
             self._changed.wait_for(lambda: not self._queue)
-            self._queue.append(job)
+            self._queue.append(save)
             self._changed.notify_all()
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -128,95 +233,28 @@ class CheckpointWriter:
         return result
 
     def _run(self) -> None:
-        self._learn_older_files()  # deletes nothing yet: other ranks may still be reading what they start from
-        while (job := self._next_job()) is not None:
-            is_durable = self._write(job)
+        self._saver.learn_older_files()  # deletes nothing yet: other ranks may still be reading what they start from
+        while (save := self._next()) is not None:
+            is_durable = self._saver.save(save)
+            del save  # its memory serves the next copy; not held until that is made
             with self._changed:
                 self._busy, self._newest_is_durable = False, is_durable
                 self._changed.notify_all()
             if is_durable:  # after the report: a rank that is told to stop does not wait for deletions
-                self._learn_older_files()
-                self._delete()
+                self._saver.tidy()
 
-    def _next_job(self) -> _Job | None:
+    def _next(self) -> Save | None:
         with self._changed:
             self._changed.wait_for(lambda: self._queue or self._closed)
             if not self._queue:
                 return None
             self._busy = True
-            job = self._queue.popleft()
+            save = self._queue.popleft()
             self._changed.notify_all()
-            return job
-
-    def _write(self, job: _Job) -> bool:
-        started = time.monotonic()
-        try:
-            self._refuse_if_fenced()
-            name = self._commit(job)
-        except Exception as error:  # also a bug of ours: a thread that dies here would let every later save hang
-            self.last_error = error
-            kept = f"the state of step {self.durable_step} stays" if self.durable_step is not None else "none is durable yet"
-            log.error("checkpoint_failed step=%d error=%r training goes on, %s", job.state.step, error, kept)
-            return False
-        self.last_error, self.durable_step = None, name.step
-        self._best = str(name) if job.best else self._best
-        log.info("checkpoint_durable step=%d name=%s seconds=%.2f", name.step, name, time.monotonic() - started)
-        return True
-
-    def _refuse_if_fenced(self) -> None:
-        try:
-            newest = newest_generation(self._folder, self._files)
-        except OSError as error:  # proves nothing, and the lower number in the name protects the newer owner anyway
-            log.warning("cannot_look_for_newer_owner error=%s", error)
-            return
-        if newest > self._generation:
-            raise OwnedElsewhereError(f"generation {newest} owns {self._folder.path} now, generation {self._generation} saves no more")
-
-    def _commit(self, job: _Job) -> CheckpointName:
-        header = Header(
-            generation=self._generation,
-            step=job.state.step,
-            epoch_boundary=job.epoch_boundary,
-            best=job.best,
-            final=job.final,
-            stop=job.stop,
-            best_so_far=self._best,
-        )
-        payload = encode(job.state, header)
-        try:
-            return _commit(self._folder, payload, header, self._files)
-        except OSError as error:
-            if error.errno not in _FULL:
-                raise
-            log.error("disk_full step=%d error=%s deleting own old checkpoints, then one more try", header.step, error)
-            self._delete(last=1, boundaries=1)
-            return _commit(self._folder, payload, header, self._files)
-
-    def _learn_older_files(self) -> None:
-        """Once: remove dead writers' temp files, verify what is there, and find the best so far. Tried again where it failed."""
-        if self._knows_older_files:
-            return
-        try:
-            delete_leftover_temps(self._folder, self._generation, self._files)
-            read_new_headers(self._folder, self._generation, self._headers, self._files)
-            if self._resumed_from is not None and self._best is None:
-                header = self._headers[self._resumed_from]
-                self._best = str(self._resumed_from) if header.best else header.best_so_far
-            self._knows_older_files = True
-        except Exception as error:
-            log.warning("cannot_read_older_checkpoints error=%r", error)
-
-    def _delete(self, last: int = 3, boundaries: int = 2) -> None:
-        """Retention. Failing is no reason to lose a save; not knowing the best so far is a reason to delete nothing."""
-        if not self._knows_older_files:
-            return
-        try:
-            delete_superseded(self._folder, self._generation, self._headers, self._files, last=last, boundaries=boundaries)
-        except Exception as error:
-            log.warning("cannot_delete_old_checkpoints error=%r", error)
+            return save
 
 
-def _commit(folder: RunFolder, payload: bytes, header: Header, files: Files) -> CheckpointName:
+def _commit(folder: RunFolder, payload: bytes, header: Header, files: Files, guard: Guard = None) -> CheckpointName:
     name = CheckpointName(generation=header.generation, step=header.step, digest=digest_of(payload))
-    write_durably(folder.checkpoints / str(name), payload, files)
+    write_durably(folder.checkpoints / str(name), payload, files, guard)
     return name

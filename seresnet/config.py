@@ -198,9 +198,12 @@ def identity(config: RunConfig) -> dict[str, Any]:
     return result
 
 
-def run_id(config: RunConfig) -> str:
-    """12 hex digits that equal experiments share, whatever machine, precision or number of ranks they run on."""
-    text = canonical_json({"schema": IDENTITY_SCHEMA, "identity": identity(config)})
+def run_id(config: RunConfig, parent: str | None = None) -> str:
+    """12 hex digits that equal experiments share, whatever machine, precision or number of ranks they run on.
+
+    parent: of a fork, the state_digest that it began with. A fork never has the id of a run that began at step 0.
+    """
+    text = canonical_json({"schema": IDENTITY_SCHEMA, "identity": identity(config)} | ({} if parent is None else {"parent": parent}))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

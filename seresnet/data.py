@@ -173,6 +173,10 @@ class TrainBatches:
         slots = self.config.train.global_batch_size
         return min(slots, len(self.split) - batch * slots)
 
+    def order(self, epoch: int) -> Integers:
+        """Which image of the split is in each slot of an epoch: (N,), a permutation that depends on seed and epoch alone."""
+        return permutation(words(self.config.train.seed, "order", epoch, self.split.rows)[self.split.indices, 0])
+
     def micro_batch(self, epoch: int, batch: int, micro: int) -> MicroBatch:
         """Slots [micro * b, (micro + 1) * b) of global batch `batch` of an epoch; all three count from 0."""
         assert 0 <= batch < self.steps_per_epoch, f"batch {batch} of {self.steps_per_epoch}"
@@ -191,9 +195,8 @@ class TrainBatches:
     def _epoch(self, epoch: int) -> tuple[Integers, Draws]:
         """Order of the split's images and their draws. Only the last epoch's are kept: a cache, not a state."""
         if self._drawn is None or self._drawn[0] != epoch:
-            seed, rows = self.config.train.seed, self.split.rows
-            order = permutation(words(seed, "order", epoch, rows)[self.split.indices, 0])
-            self._drawn = (epoch, order, draw(seed, epoch, rows, self.config.augment))
+            draws = draw(self.config.train.seed, epoch, self.split.rows, self.config.augment)
+            self._drawn = (epoch, self.order(epoch), draws)
         return self._drawn[1], self._drawn[2]
 
     def _slots(self, batch: int, micro: int) -> slice:

@@ -4,8 +4,18 @@ Bugs of our own are assertions, never one of these.
 """
 
 
+def printable(text: str) -> str:
+    """The text without what a terminal would obey (escape sequences, NUL, text that runs backwards); line breaks and tabs stay."""
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() or letter in "\n\t" else repr(letter)[1:-1] for letter in text)
+
+
 class ToolkitError(Exception):
-    """Base of every error that a command prints as text, without a traceback."""
+    """Base of every error that a command prints as text, without a traceback. What it quotes may come from anybody's file."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class ConfigError(ToolkitError):

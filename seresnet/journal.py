@@ -10,8 +10,9 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import BinaryIO
 
-from seresnet.durable import DISK, Files
+from seresnet.durable import DISK, Files, parse_json, write_durably
 from seresnet.record_types import plain_kinds
 from seresnet.run_folder import RunFolder
 
@@ -41,32 +42,42 @@ class EpochRecord:
 
 
 def append(folder: RunFolder, record: EpochRecord, files: Files = DISK) -> None:
-    """Write one line and fsync it. Raises OSError."""
+    """Write one line; durable when this returns. Raises OSError: then the line may be there, half of it, or nothing."""
     line = json.dumps(asdict(record), allow_nan=False) + "\n"
     path = folder.journal(record.generation)
     with files.append(path) as file:
-        is_new = file.tell() == 0
-        # A torn line of a killed write must not swallow this one: start on a line of our own.
-        if not is_new and not _ends_with_newline(path):
+        # A line torn by a kill or a full disk must not swallow this one: start on a line of our own.
+        if _is_within_line(file):
             line = "\n" + line
         file.write(line.encode())
         file.flush()
         files.sync(file)
-    if is_new:
-        files.sync_folder(path.parent)
+    # Each time, and not only for a new file: who made it may have been stopped, or told EIO, before its name was durable.
+    files.sync_folder(path.parent)
 
 
-def read(folder: RunFolder) -> list[EpochRecord]:
+def drop_after(folder: RunFolder, step: int, files: Files = DISK) -> None:
+    """Forget the epochs that end after this step, of every generation: they were trained from a state that is not trusted any more."""
+    for name in files.names(folder.metrics):
+        if not name.endswith(".jsonl"):
+            continue
+        lines = files.read(folder.metrics / name).splitlines(keepends=True)
+        left = [line for line in lines if (record := parse(line)) is None or record.step <= step]
+        if len(left) < len(lines):
+            write_durably(folder.metrics / name, b"".join(left), files)
+
+
+def read(folder: RunFolder, files: Files = DISK) -> list[EpochRecord]:
     """All epochs in order, each once: of several records of one step the highest generation's, of those the last."""
-    return read_noting(folder)[0]
+    return read_noting(folder, files)[0]
 
 
-def read_noting(folder: RunFolder) -> tuple[list[EpochRecord], dict[str, int]]:
+def read_noting(folder: RunFolder, files: Files = DISK) -> tuple[list[EpochRecord], dict[str, int]]:
     """What read gives, and the number of torn or foreign lines of each file that has any, by its name."""
     merged: dict[int, EpochRecord] = {}
     bad: dict[str, int] = {}
-    for name in _names(folder):
-        lines = [line for line in (folder.metrics / name).read_bytes().splitlines() if line.strip()]
+    for name in _names(folder, files):
+        lines = [line for line in files.read(folder.metrics / name).splitlines() if line.strip()]
         records = [record for record in map(parse, lines) if record is not None]
         _merge(merged, records)
         if len(records) < len(lines):
@@ -97,7 +108,7 @@ def read_last(folder: RunFolder, count: int) -> list[EpochRecord]:
 def parse(line: bytes) -> EpochRecord | None:
     """The record of one line; None if it was torn by a kill, or is of somebody else's making."""
     try:
-        value = json.loads(line)
+        value = parse_json(line)
     except ValueError:
         return None
     if not isinstance(value, dict):
@@ -122,9 +133,9 @@ def _is_at_least(record: EpochRecord, other: EpochRecord) -> bool:
     return record.generation >= other.generation
 
 
-def _names(folder: RunFolder) -> list[str]:
+def _names(folder: RunFolder, files: Files = DISK) -> list[str]:
     """Names of the journal's files, lowest generation first; those that are no generation's come before."""
-    names = [name for name in DISK.names(folder.metrics) if name.startswith("g") and name.endswith(".jsonl")]
+    names = [name for name in files.names(folder.metrics) if name.startswith("g") and name.endswith(".jsonl")]
     return sorted(names, key=lambda name: int(stem) if (stem := name[1 : -len(".jsonl")]).isdigit() else -1)
 
 
@@ -145,7 +156,8 @@ def _lines_backwards(path: Path) -> Iterator[bytes]:
             yield rest
 
 
-def _ends_with_newline(path: Path) -> bool:
-    with open(path, "rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) == b"\n"
+def _is_within_line(file: BinaryIO) -> bool:
+    if file.seek(0, os.SEEK_END) == 0:
+        return False
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) != b"\n"

@@ -112,4 +112,5 @@ def train_result(
         code_digest=provenance.code_digest(),
         commit=provenance.commit(),
         versions=provenance.versions(),
+        parent=record.parent,
     )

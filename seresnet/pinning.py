@@ -7,15 +7,32 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from seresnet.claims import refuse_if_fenced
 from seresnet.config import RunConfig, identity, numeric_keys, run_id, to_dict
 from seresnet.config_file import config_from_dict
 from seresnet.errors import ConfigError, DataError
 from seresnet.run_folder import RunFolder, RunRecord
 
 
+def expected_id(record: RunRecord, config: RunConfig) -> str:
+    """The id that a run with this config and this record's parent has."""
+    return run_id(config, record.parent.state_digest if record.parent else None)
+
+
+def refuse_other_run(folder: RunFolder, record: RunRecord, run_id: str) -> None:
+    """Raise ConfigError if a sweep's folder holds another run than the sweep's plan says: mostly a fork that was put there by hand."""
+    if record.run_id != run_id:
+        what = f"a fork of {record.parent}" if record.parent else f"{record.slug}"
+        raise ConfigError(
+            f"{folder.run_yaml}: the folder holds run {record.run_id} ({what}), the plan says {run_id}. "
+            "Rename the folder: a fork is a run of its own, outside of a sweep."
+        )
+
+
 def refuse_other_experiment(folder: RunFolder, record: RunRecord, config: RunConfig) -> None:
     """Raise ConfigError with a diff of the identity keys if the config is not the run that the folder was made for."""
-    if record.run_id == run_id(config):
+    wanted = expected_id(record, config)
+    if record.run_id == wanted:
         return
     old, new = identity(config_from_dict(record.config, str(folder.run_yaml))), identity(config)
     keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
@@ -23,9 +40,10 @@ def refuse_other_experiment(folder: RunFolder, record: RunRecord, config: RunCon
     if not diff:
         diff = ["  the identity keys in run.yaml itself are no longer those that the id was made from"]
     raise ConfigError(
-        f"{folder.run_yaml}: the folder holds run {record.run_id}, the config says {run_id(config)}:\n"
+        f"{folder.run_yaml}: the folder holds run {record.run_id}, the config says {wanted}:\n"
         + "\n".join(diff)
-        + "\nRestore the config, or choose another folder."
+        + "\nRestore the config, or choose another folder; with --fork that one begins with what this run has learnt: "
+        + f"--run-dir NEW --fork {folder.path}"
     )
 
 
@@ -48,7 +66,8 @@ def with_config(record: RunRecord, config: RunConfig) -> RunRecord:
 def pin(folder: RunFolder, record: RunRecord, config: RunConfig, generation: int, facts: Mapping[str, Any], *, write: bool) -> RunRecord:
     """Write down what the run is started with, or mark as T2 what has changed since.
 
-    facts: data_digest, world_size, device, versions. Raises DataError for other data; the rest may change, with a mark.
+    facts: data_digest, world_size, device, versions. Raises DataError for other data; the rest may change, with a mark; and
+    OwnedElsewhereError, with run.yaml as it was, where a newer attempt owns the run.
     """
     now = {**numeric_keys(config), **facts}
     if record.pinned is None:
@@ -60,7 +79,7 @@ def pin(folder: RunFolder, record: RunRecord, config: RunConfig, generation: int
         marks = [f"{key}: {old} -> {new} at attempt {generation}" for key, (old, new) in sorted(changed.items())]
         pinned = replace(record, pinned={**record.pinned, **now}, marks=(*record.marks, *marks))
     if write and pinned != record:
-        pinned.write(folder)
+        pinned.write(folder, guard=lambda: refuse_if_fenced(folder, generation))
     return pinned
 
 

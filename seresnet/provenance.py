@@ -2,11 +2,12 @@
 
 import functools
 import hashlib
-import json
 import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
+
+from seresnet.durable import parse_json
 
 #: What commit() speaks of, beside each other in a checkout, an installation and a snapshot.
 _SOURCES = ("hpc", "seresnet")
@@ -33,7 +34,7 @@ def commit() -> str | None:
 def commit_and_dirty(root: Path) -> tuple[str | None, bool | None]:
     """The commit of the packages in root and whether they differ from it: from a snapshot's CODE.json, else from git, else None."""
     try:
-        record = json.loads((root / "CODE.json").read_text())
+        record = parse_json((root / "CODE.json").read_text())
         return record["commit"], record["dirty"]
     except (OSError, ValueError, KeyError, TypeError):
         pass

@@ -18,8 +18,10 @@ from seresnet import journal, provenance
 from seresnet.array_file import Arrays, load_arrays
 from seresnet.checkpoint_files import read_trusted
 from seresnet.checkpoint_writer import CheckpointWriter, decode, recover
+from seresnet.claims import refuse_if_fenced
 from seresnet.config import RunConfig
 from seresnet.data import Split, Splits, TrainBatches, load_splits
+from seresnet.divergence import NotFinite, Replays
 from seresnet.engine import Engine, EpochSums
 from seresnet.errors import CheckpointError, ConfigError, OwnedElsewhereError
 from seresnet.evaluate import Evaluation, evaluate
@@ -43,10 +45,6 @@ STOP_SAVE_LIMIT_S = 10.0
 
 class Stopped(Exception):  # noqa: N818 - an ending, not an error
     """The ranks agreed to stop. The state is durable, or the text says which older one is: there the run goes on."""
-
-
-class Diverged(Exception):  # noqa: N818 - an ending, not an error
-    """The loss was not finite several steps running."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,18 +132,27 @@ class Trainer:
         self.save_interval_s = attempt.config.train.checkpoint_every_s * jitter(attempt.record.run_id)
         self.unwritten: list[EpochRecord] = []
         self.last_test: Evaluation | None = None
+        self.replays = Replays(attempt.folder, attempt.record, attempt.generation, attempt.base, engine.world)
 
     def run(self) -> TrainResult | None:
-        """Resume, train what is left, finish."""
-        self._resume()
-        if self.engine.at_epoch_end:
+        """Resume, train what is left, finish; after a divergence from the last epoch's boundary, once."""
+        self.replays.catch_up(self._initial_state)
+        while True:
+            try:
+                self._resume()
+                self._train()
+                return self._complete()
+            except NotFinite as fault:  # on every rank, at the same step
+                self._go_back(fault)
+
+    def _train(self) -> None:
+        if self.engine.at_epoch_end and not self._is_at_the_fork():
             # The save of an epoch's last step precedes its evaluation: evaluate again, the newer record wins.
             self._finish_epoch(started=time.monotonic(), trained=0)
         while self.engine.epoch < self.epochs:
             started, first = time.monotonic(), self.engine.step
             self._train_epoch()
             self._finish_epoch(started=started, trained=self.engine.step - first)
-        return self._complete()
 
     def _resume(self) -> None:
         record, world = self.attempt.record, self.engine.world
@@ -158,10 +165,16 @@ class Trainer:
             log.info("started run=%s slug=%s generation=%d", record.run_id, record.slug, self.attempt.generation)
             return
         self.engine.load(found[0] if found else _read_chosen(self.attempt.folder, name))
+        self.engine.losses.forget()
         self._refuse_fewer_epochs()
         world.sum(torch.ones(1, dtype=torch.int64))  # nobody saves, and so deletes, before everybody has read
-        self.saved_step = self.engine.step
+        self.saved_step, self.save_offered = self.engine.step, False
         log.info("resumed run=%s step=%d epoch=%d from=%s", record.run_id, self.engine.step, self.engine.epoch, name)
+
+    def _is_at_the_fork(self) -> bool:
+        """Whether the epoch that has just ended is the parent's, which has evaluated it: the fork's journal begins after it."""
+        parent = self.attempt.record.parent
+        return parent is not None and parent.step == self.engine.step and self.engine.epoch < self.epochs
 
     def _refuse_fewer_epochs(self) -> None:
         done = self.engine.step / self.engine.steps_per_epoch
@@ -171,8 +184,23 @@ class Trainer:
                 f"Use {math.ceil(done)} or more, or start a new sweep."
             )
 
+    def _go_back(self, fault: NotFinite) -> None:
+        """Make the folder what it was at the last epoch's boundary, so that resuming starts there. Raises Diverged if that was in vain."""
+        self.agreement.settle()
+        with self.attempt.watchdog.saving():
+            if self.writer is not None:
+                self.writer.close()  # what it has in hand may be of bad hardware, too: then it must lie there to be set aside
+            replay = self.replays.go_back(fault, self._initial_state)
+        self.unwritten = [record for record in self.unwritten if record.step <= replay.from_step]
+
+    def _initial_state(self) -> TrainState:
+        """The bits that a fresh start has: weights come from the law, everything else begins at nothing."""
+        config, alone = self.attempt.config, World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
+        model = build_model(config.model, len(self.arrays.classes), config.train.seed)
+        return Engine(config, model, self.engine.batches, alone).state(EpochSums.nothing())
+
     def _train_epoch(self) -> None:
-        """Train to the end of the running epoch; Stopped and Diverged are raised between steps."""
+        """Train to the end of the running epoch; Stopped and NotFinite are raised between steps."""
         engine = self.engine
         first = engine.step % engine.steps_per_epoch
         bar = EpochBar(engine.epoch + 1, self.epochs, first, engine.steps_per_epoch, visible=engine.world.is_main)
@@ -190,12 +218,16 @@ class Trainer:
         # With several ranks the answer comes one step late: what was offered is not offered again meanwhile, or each save came twice.
         offer = not self.save_offered and self._is_save_due(1.0)
         self.save_offered = self.save_offered or offer
-        stop, save, diverged = self.agreement.agree(self.stop.is_set, offer, self.engine.losses.has_diverged)
+        bad = self.engine.losses.has_diverged or self._is_save_refused()
+        stop, save, diverged = self.agreement.agree(self.stop.is_set, offer, bad)
         self.stop.first_step()
-        if diverged:
-            raise Diverged(f"the loss was not finite several steps running, before step {self.engine.step}")
         if stop:
-            self._stop_here()
+            self._stop_here()  # also from a state that is not finite: the next attempt meets it again
+        if diverged:
+            raise self._not_finite()
+        if self.replays.is_passed_at(self.engine.step):
+            self._refuse_nonfinite()
+            self.replays.pass_by()
         if save:
             self._save(self.engine.epoch_sums())
 
@@ -234,6 +266,7 @@ class Trainer:
         """Append what is not in the journal yet. A full disk does not stop training: the next epoch tries again, the end insists."""
         try:
             while self.unwritten:
+                refuse_if_fenced(self.attempt.folder, self.attempt.generation)
                 journal.append(self.attempt.folder, self.unwritten[0])
                 del self.unwritten[0]
         except OSError as error:
@@ -273,31 +306,44 @@ class Trainer:
             self.writer.save(state, epoch_boundary=self.engine.at_epoch_end, best=best, final=final, stop=stop)
         return state
 
+    def _is_save_refused(self) -> bool:
+        """Whether the writer was given a state that is not finite, whatever the losses say: batch norm's statistics are no part of them."""
+        return self.writer is not None and isinstance(self.writer.last_error, CheckpointError)
+
+    def _not_finite(self, tensor: str | None = None) -> NotFinite:
+        """What was seen, and where first. Every rank must call it at the same step. tensor: which is not finite; None = losses tell."""
+        return NotFinite.gather(self.engine, self.saved_step, tensor)
+
+    def _refuse_nonfinite(self) -> None:
+        """Raise NotFinite if the state could not be saved. Every rank must call it at the same step."""
+        world = self.engine.world
+        tensor = first_nonfinite(self.engine.state(EpochSums.nothing())) if world.is_main else None
+        if tensor := world.broadcast_object(tensor):
+            raise self._not_finite(tensor)
+
     def _stop_here(self) -> None:
         """Make the state durable and raise Stopped. Every rank comes here at the same step."""
         self._save(self.engine.epoch_sums(), stop=True)
         self._write_down_epochs()
         saved = f"step {self.engine.step}"
         if self.writer is not None and not self.writer.wait(STOP_SAVE_LIMIT_S):
-            self._raise_if_not_the_disks_fault()
+            self._raise_if_fenced()
             # The run goes on from what is durable: a save that failed is no reason to lose the requeue.
             saved = f"step {self.engine.step}, which is not saved ({self.writer.last_error}); durable is step {self.writer.durable_step}"
             log.error("stop_not_saved %s", saved)
         self.agreement.settle()
         raise Stopped(f"{self.stop.signal_name or 'another rank'} at {saved}")
 
-    def _raise_if_not_the_disks_fault(self) -> None:
-        """A failed save means more than a full disk if a newer owner was in the way, or if the state itself is broken."""
+    def _raise_if_fenced(self) -> None:
+        """A failed save means more than a full disk if a newer owner was in the way."""
         assert self.writer is not None
         if isinstance(self.writer.last_error, OwnedElsewhereError):
             raise self.writer.last_error
-        name = first_nonfinite(self.engine.state(EpochSums.nothing()))
-        if name is not None:
-            raise Diverged(f"{name} is not finite at step {self.engine.step}")
 
     def _complete(self) -> TrainResult | None:
         """The final checkpoint, then the result, last of all."""
         self.agreement.settle()
+        self._refuse_nonfinite()
         state = self._save(self.engine.epoch_sums(), final=True)
         if state is None or self.writer is None:
             return None
@@ -306,8 +352,9 @@ class Trainer:
 
     def _write_result(self, state: TrainState, writer: CheckpointWriter) -> TrainResult:
         if not writer.close():
-            self._raise_if_not_the_disks_fault()
+            self._raise_if_fenced()
             raise OSError(f"the final save did not become durable: {writer.last_error}")
+        self.replays.pass_by()
         self._write_down_epochs()
         if self.unwritten:
             raise OSError(f"{len(self.unwritten)} epochs could not be written into {self.attempt.folder.metrics}")
@@ -316,7 +363,7 @@ class Trainer:
         result = train_result(
             attempt.folder, attempt.record, attempt.generation, self.engine, self.splits, self.arrays, self.last_test, state
         )
-        result.write(self.attempt.folder)
+        result.write(attempt.folder, guard=lambda: refuse_if_fenced(attempt.folder, attempt.generation))
         log.info("finished run=%s test=%.2f%% state_digest=%s", result.run_id, result.last_test_top1_pct, result.state_digest[:16])
         return result
 

@@ -14,11 +14,20 @@ from typing import Any
 def misfits(record: Any) -> list[str]:
     """Names of a dataclass instance's fields whose values are not of the annotated type, or not finite."""
     kind: type = type(record)
-    return [name for name, hint in _hints(kind).items() if not conforms(getattr(record, name), hint)]
+    return [
+        name for name, hint in _hints(kind).items() if not _is_plainly(value := getattr(record, name), hint) and not conforms(value, hint)
+    ]
+
+
+def _is_plainly(value: Any, hint: Any) -> bool:
+    # Most fields, without looking at what the annotation is made of.
+    return type(value) is hint and hint is not float
 
 
 def conforms(value: Any, hint: Any) -> bool:
     """Whether value is of type hint: a class, a union, or a list or dict of such."""
+    if hint is Any:
+        return True
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if hint is int:

@@ -5,22 +5,25 @@ carries a generation sorts by it.
 """
 
 import functools
-import json
 import re
 import textwrap
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from seresnet.durable import DISK, Files, write_durably, write_json_durably
+from seresnet import migrations
+from seresnet.durable import DISK, Files, json_bytes, make_folder_durably, parse_json, publish, write_durably
 from seresnet.errors import ConfigError
 from seresnet.record_types import misfits
 
-RUN_SCHEMA = 1
-RESULT_SCHEMA = 1
+RUN_SCHEMA = migrations.CURRENT["run.yaml"]
+RESULT_SCHEMA = migrations.CURRENT["result.json"]
+
+#: Called right before a record gets its name, which it does not if this raises: its writer may have lost the run meanwhile.
+Guard = Callable[[], None] | None
 
 #: The same safe loader in C where PyYAML was built with it: a seventh of the time, and a sweep has 1,000 of these files.
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -109,6 +112,14 @@ class RunFolder:
         """Where every thread of a rank was when its watchdog gave up."""
         return self.attempts / f"{generation:06d}.stacks-{rank}.txt"
 
+    def flight_record(self, generation: int, rank: int) -> Path:
+        """What NCCL was doing on a rank when its watchdog gave up."""
+        return self.attempts / f"{generation:06d}.nccl-{rank}.json"
+
+    def replay(self, generation: int) -> Path:
+        """The replays that an attempt began or ended, see seresnet.replay."""
+        return self.attempts / f"{generation:06d}.replay.json"
+
     def gpu_use(self, generation: int) -> Path:
         """What the supervisor sampled of the task's GPUs, a line a minute; see hpc.gpu_use."""
         return self.attempts / f"{generation:06d}.use.jsonl"
@@ -118,11 +129,39 @@ class RunFolder:
 
     def create(self, files: Files = DISK) -> None:
         """Make the folder and its subfolders durably; fine if they exist."""
-        for folder in (self.path, self.attempts, self.checkpoints, self.metrics):
-            files.make_folder(folder)
         # A checkpoint is only as durable as the names of the folders that it lies in.
-        for folder in (self.path, self.path.parent):
-            files.sync_folder(folder)
+        make_folder_durably(self.path, files)
+        for folder in (self.attempts, self.checkpoints, self.metrics):
+            files.make_folder(folder)
+        files.sync_folder(self.path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parent:
+    """The checkpoint that a fork began with, and what that run itself was forked from: names and digests, never a path."""
+
+    run_id: str
+    slug: str
+    step: int
+    checkpoint: str  # its file name
+    state_digest: str
+    parent: "Parent | None" = None
+
+    @classmethod
+    def of(cls, value: Any) -> "Parent | None":
+        """From what asdict gave; None for None. Raises ValueError for anything else."""
+        if value is None:
+            return None
+        if not isinstance(value, Mapping) or any(key.name not in value for key in fields(cls) if key.name != "parent"):
+            raise ValueError(f"parent is {value!r}, not the link of a fork")
+        known = {key.name: value[key.name] for key in fields(cls) if key.name in value}
+        link = cls(**{**known, "parent": cls.of(value.get("parent"))})
+        if bad := misfits(link):
+            raise ValueError(f"parent has the wrong type of {', '.join(bad)}")
+        return link
+
+    def __str__(self) -> str:
+        return f"run {self.run_id} ({self.slug}) at step {self.step}"
 
 
 def _dump(value: Any) -> str:
@@ -153,13 +192,14 @@ class RunRecord:
     config: dict[str, dict[str, Any]]  # config.to_dict(RunConfig)
     pinned: dict[str, Any] | None = None  # data_digest, world_size and the numeric keys; None before the first start
     marks: tuple[str, ...] = ()  # why this run is no longer tier T1, one line each
+    parent: Parent | None = None  # of a fork; see seresnet.fork
 
-    def write(self, folder: RunFolder, files: Files = DISK) -> None:
-        """Replace run.yaml durably."""
+    def write(self, folder: RunFolder, files: Files = DISK, guard: Guard = None) -> None:
+        """Replace run.yaml durably. guard: see write_durably."""
         config = [f"  {section}:\n{textwrap.indent(_section(keys), '    ')}" for section, keys in self.config.items()]
         head = {"schema": RUN_SCHEMA, "run_id": self.run_id, "slug": self.slug}
-        rest = {"pinned": self.pinned, "marks": list(self.marks)}
-        write_durably(folder.run_yaml, "".join([_dump(head), "config:\n", *config, _dump(rest)]).encode(), files)
+        rest = {"pinned": self.pinned, "marks": list(self.marks), **({"parent": asdict(self.parent)} if self.parent else {})}
+        write_durably(folder.run_yaml, "".join([_dump(head), "config:\n", *config, _dump(rest)]).encode(), files, guard)
 
     @classmethod
     def read(cls, folder: RunFolder) -> "RunRecord":
@@ -168,11 +208,13 @@ class RunRecord:
             value = yaml.load(folder.run_yaml.read_text(), _LOADER)
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise ConfigError(f"{folder.run_yaml}: cannot be read: {error}. {_REWRITE}") from error
-        if not isinstance(value, dict) or value.get("schema") != RUN_SCHEMA:
-            found = value.get("schema") if isinstance(value, dict) else type(value).__name__
-            raise ConfigError(f"{folder.run_yaml}: schema is {found!r}, this version reads {RUN_SCHEMA}. Use the code that wrote it.")
-        value.pop("schema")
-        value["marks"] = tuple(value.get("marks") or ())
+        try:
+            value = migrations.to_current("run.yaml", value)
+            value["marks"], value["parent"] = tuple(value.get("marks") or ()), Parent.of(value.get("parent"))
+        except ConfigError as error:
+            raise ConfigError(f"{folder.run_yaml}: {error}") from error
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"{folder.run_yaml}: {error}. {_REWRITE}") from error
         missing = [key for key in ("run_id", "slug", "config") if key not in value]
         if missing:
             raise ConfigError(f"{folder.run_yaml}: has no {', '.join(missing)}. {_REWRITE}")
@@ -196,6 +238,7 @@ class RunHead:
     threads: int = 1
     device: str | None = None  # "cpu" or "cuda"
     val_images: int = 0
+    tier: str = "T1"  # T2 where run.yaml carries a mark
 
     @classmethod
     def read(cls, folder: RunFolder) -> "RunHead":
@@ -213,7 +256,7 @@ class RunHead:
         found: dict[str, Any] = {**(train if isinstance(train, dict) else {}), "val_images": (data or {}).get("val_images")}
         numbers = {key: found[key] for key in ("ranks", "threads", "val_images") if type(found.get(key)) is int}
         device = found.get("device")
-        return cls(epochs=epochs, device=device if isinstance(device, str) else None, **numbers)
+        return cls(epochs=epochs, device=device if isinstance(device, str) else None, tier="T2" if record.marks else "T1", **numbers)
 
     @classmethod
     def _scan(cls, text: str) -> "RunHead | None":
@@ -227,7 +270,7 @@ class RunHead:
         numbers = {key: int(value) for key, value in found.items() if value.isascii() and value.isdigit()}
         if not is_once or numbers.keys() != {"epochs", "ranks", "threads", "val_images"} or found.get("device") not in ("cpu", "cuda"):
             return None
-        return cls(device=found["device"], **numbers)
+        return cls(device=found["device"], tier="T1" if text.endswith("\nmarks: []\n") else "T2", **numbers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,24 +308,38 @@ class TrainResult:
     code_digest: str
     commit: str | None
     versions: dict[str, str] = field(default_factory=dict)
+    parent: Parent | None = None  # of a fork, whose numbers are those of the epochs after it
     schema: int = RESULT_SCHEMA
 
-    def write(self, folder: RunFolder, files: Files = DISK) -> None:
-        """Replace result.json durably."""
-        write_json_durably(folder.result, asdict(self), files)
+    def write(self, folder: RunFolder, files: Files = DISK, guard: Guard = None) -> None:
+        """Write result.json durably, and once: one of as many epochs by this attempt or a newer one stays. guard: see write_durably."""
+        payload = json_bytes(asdict(self))
+        # A link and no rename: who was stopped at this very call for an hour finds the name taken by whoever took over.
+        if publish(folder.result, payload, files, guard) or self._is_covered(folder, files):
+            files.sync_folder(folder.path)
+        else:
+            write_durably(folder.result, payload, files, guard)
+
+    def _is_covered(self, folder: RunFolder, files: Files) -> bool:
+        try:
+            known = TrainResult.read(folder, files)
+        except ConfigError:
+            return False
+        return known is not None and (known.epochs, known.attempts) >= (self.epochs, self.attempts)
 
     @classmethod
-    def read(cls, folder: RunFolder) -> "TrainResult | None":
+    def read(cls, folder: RunFolder, files: Files = DISK) -> "TrainResult | None":
         """None if the run has no result yet; raises ConfigError if there is one that this version cannot read."""
         try:
-            value = json.loads(folder.result.read_text())
-            if value["schema"] != RESULT_SCHEMA:
-                raise ValueError(f"schema is {value['schema']!r}, this version reads {RESULT_SCHEMA}")
+            value = migrations.to_current("result.json", parse_json(files.read(folder.result)))
+            value["parent"] = Parent.of(value.get("parent"))
             result = cls(**{key.name: value[key.name] for key in fields(cls)})
             result._check()
             return result
         except FileNotFoundError:
             return None
+        except ConfigError as error:
+            raise ConfigError(f"{folder.result}: {error}") from error
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{folder.result}: not a result of this version: {error}. Move it away to train the run again.") from error
 

@@ -15,16 +15,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from seresnet import claims, provenance
+from seresnet import attempts, claims, provenance, replay
 from seresnet.config import RunConfig, run_id, slug, to_dict
 from seresnet.config_file import config_from_dict, explain, read_run_config
 from seresnet.durable import write_json_durably
 from seresnet.errors import ConfigError, OwnedElsewhereError, ToolkitError
 from seresnet.exits import ENDING_OF_EXIT, Exit, is_out_of_memory
+from seresnet.fork import Fork, fork_record, import_parent, origin_of, plan_fork, refuse_other_parent
 from seresnet.pinning import refuse_numeric_change, refuse_other_experiment, with_config
 from seresnet.run_folder import RunFolder, RunRecord, is_finished
 from seresnet.signals import StopFlag
-from seresnet.watchdog import Watchdog, dump_stacks
+from seresnet.watchdog import Watchdog, dump_flight_record, dump_stacks
 
 if TYPE_CHECKING:
     from seresnet.world import World
@@ -43,11 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("\n".join(explain(read_run_config(args.config, args.override), key) for key in args.explain))
             return 0
         folder, config = _folder_and_config(args)
+        fork = _fork(args, folder, config)
     except ToolkitError as error:
         print(error, file=sys.stderr)
         return _refused(args.run_dir, rank, str(error))
     _start_logging(rank, None if "SERESNET_GENERATION" in os.environ else folder)
-    process = _Process(folder, config, rank, allow_numeric_change=args.allow_numeric_change, trial_steps=args.trial)
+    process = _Process(folder, config, rank, allow_numeric_change=args.allow_numeric_change, trial_steps=args.trial, fork=fork)
     process.run()
 
 
@@ -55,10 +57,17 @@ class _Process:
     """The state of this rank's ending: who it is, and what it got to."""
 
     def __init__(
-        self, folder: RunFolder, config: RunConfig, rank: int, *, allow_numeric_change: bool, trial_steps: int | None = None
+        self,
+        folder: RunFolder,
+        config: RunConfig,
+        rank: int,
+        *,
+        allow_numeric_change: bool,
+        trial_steps: int | None = None,
+        fork: Fork | None = None,
     ) -> None:
         self.folder, self.config, self.rank = folder, config, rank
-        self.allow_numeric_change, self.trial_steps = allow_numeric_change, trial_steps
+        self.allow_numeric_change, self.trial_steps, self.fork = allow_numeric_change, trial_steps, fork
         self.supervised = "SERESNET_GENERATION" in os.environ
         self.generation = int(os.environ["SERESNET_GENERATION"]) if self.supervised else None
         self.world: World | None = None
@@ -67,15 +76,17 @@ class _Process:
     def run(self) -> NoReturn:
         """Train, and leave with the code that says how it ended."""
         stop = StopFlag()
-        stop.install(at_once=lambda name: self.leave(Exit.STOPPED, f"{name} before the first step", part=False))
+        stop.install(at_once=lambda why: self.leave(Exit.STOPPED, f"{why} before the first step", part=False), look=self._stopped_peer)
         self.watchdog.start(self._bark)
         try:
             code, reason = self._train(stop)
+            if self.rank == 0 and self.generation is not None:
+                claims.refuse_if_fenced(self.folder, self.generation)  # what we finished or stopped is no longer ours to speak of
         except BaseException as error:
             code, reason = _classify(error)
-            if code == 1 and stop.is_set and isinstance(error, RuntimeError):
+            if code == 1 and isinstance(error, RuntimeError) and (why := stop.signal_name or self._stopped_peer()):
                 # A peer that was told to stop before its first step is gone at once; what is durable is where the run goes on.
-                code, reason = Exit.STOPPED, f"{stop.signal_name}, and then: {reason}"
+                code, reason = Exit.STOPPED, f"{why}, and then: {reason}"
         self.leave(code, reason)
 
     def leave(self, code: int, reason: str, *, part: bool = True) -> NoReturn:
@@ -90,10 +101,21 @@ class _Process:
         sys.stderr.flush()
         os._exit(code)
 
+    def _stopped_peer(self) -> str | None:
+        """Another rank that was told to stop and has left: before the first step it does so without the others, who may wait for it."""
+        if self.generation is None:
+            return None
+        others = (rank for rank in range(int(os.environ.get("WORLD_SIZE", "1"))) if rank != self.rank)
+        with contextlib.suppress(OSError):
+            codes = {rank: attempts.read_rank_exit(self.folder, self.generation, rank).get("code") for rank in others}
+            return next((f"rank {rank} was told to stop" for rank, code in codes.items() if code == Exit.STOPPED), None)
+        return None
+
     def _bark(self, idle_s: float) -> NoReturn:
         """The watchdog's last act, in its thread: say where everything stands, then end, whatever hangs."""
         if self.generation is not None:
             dump_stacks(self.folder.stacks(self.generation, self.rank))
+            dump_flight_record(self.folder.flight_record(self.generation, self.rank))
         self.leave(Exit.WATCHDOG, f"no step for {idle_s:.0f} s on rank {self.rank}; the stacks are in attempts/", part=False)
 
     def _train(self, stop: StopFlag) -> tuple[int, str]:
@@ -101,7 +123,7 @@ class _Process:
             return Exit.FINISHED, "finished before; nothing to do"
         owned = self._own() if self.rank == 0 else None
         try:
-            from seresnet import recipe, trial, world  # torch takes seconds: the handlers, the claim and its heart are in place
+            from seresnet import divergence, recipe, trial, world  # torch takes seconds: the handlers, the claim and its heart are in place
         except ModuleNotFoundError as error:
             raise ConfigError(f"{error.name} is not installed for {sys.executable}. Use the environment of `make setup`.") from error
 
@@ -123,9 +145,9 @@ class _Process:
             recipe.train(attempt, self.world, stop, trial.trial_of(self.trial_steps) if self.trial_steps else None)
         except recipe.Stopped as stopped:
             return Exit.STOPPED, str(stopped)
-        except recipe.Diverged as diverged:
+        except divergence.Diverged as diverged:
             return Exit.DIVERGED, str(diverged)
-        return Exit.FINISHED, "finished"
+        return Exit.FINISHED, replay.with_note("finished", self.folder)
 
     def _own(self) -> tuple[RunRecord, claims.Claim]:
         """Rank 0: make the folder what the config says, claim it unless the supervisor has, and show that it lives."""
@@ -134,10 +156,18 @@ class _Process:
             claim = claims.read_claim(self.folder, int(os.environ["SERESNET_GENERATION"]))
             assert claim is not None, f"{self.folder.path}: the supervisor named a claim that is not there"
         else:
-            claim = claims.acquire(self.folder, claims.this_process())
+            base = self._import_parent if self.fork else None
+            claim = claims.acquire(
+                self.folder, claims.this_process(), base=base, finished=lambda run: is_finished(run, self.config.train.epochs)
+            )
         self.generation = claim.generation
         claims.Heart(self.folder, claim.generation, lambda: self.leave(Exit.FENCED, "a newer attempt owns this run", part=False)).start()
         return self._record_of_run(), claim
+
+    def _import_parent(self, folder: RunFolder) -> str:
+        # Before the claim, which names what it starts from and is never rewritten.
+        assert self.fork is not None
+        return import_parent(folder, self.fork, self.config)
 
     def _record_of_run(self) -> RunRecord:
         """run.yaml as this start leaves it: written by the run's owner only, and only after everything is checked."""
@@ -149,9 +179,20 @@ class _Process:
             if record == old:
                 return record
         else:
-            name = self.folder.path.name.removesuffix(f"-{run_id(self.config)}")
-            record = RunRecord(run_id=run_id(self.config), slug=slug(name), config=to_dict(self.config))
-        record.write(self.folder)
+            record = self._new_record()
+        generation = self.generation
+        assert generation is not None, "run.yaml is its owner's"
+        record.write(self.folder, guard=lambda: claims.refuse_if_fenced(self.folder, generation))
+        return record
+
+    def _new_record(self) -> RunRecord:
+        name, origin = self.folder.path.name, origin_of(self.folder)
+        if origin is None:
+            own_slug = slug(name.removesuffix(f"-{run_id(self.config)}"))
+            return RunRecord(run_id=run_id(self.config), slug=own_slug, config=to_dict(self.config))
+        record = fork_record(origin, slug(name), self.config)
+        if not self.allow_numeric_change:
+            refuse_numeric_change(self.folder, record, self.config)
         return record
 
     def _introduce(self, device: str) -> None:
@@ -220,6 +261,24 @@ def _folder_and_config(args: argparse.Namespace) -> tuple[RunFolder, RunConfig]:
     return folder, config
 
 
+def _fork(args: argparse.Namespace, folder: RunFolder, config: RunConfig) -> Fork | None:
+    """What --fork asks for, checked; None where it does not, or where the folder has its parent's state already. Writes nothing."""
+    if args.fork is None:
+        return None
+    if args.config is None or args.run_dir is None:
+        raise ConfigError("--fork needs --config and --run-dir: what the fork trains, and a new folder for it.")
+    if "SERESNET_GENERATION" in os.environ:
+        raise ConfigError("--fork: a supervisor has claimed this run already. Begin a fork with python -m seresnet.train.")
+    origin = origin_of(folder)
+    known = RunRecord.read(folder).parent if folder.run_yaml.exists() else origin.parent if origin else None
+    if known is not None:
+        refuse_other_parent(folder, args.fork, known)
+        return None
+    if folder.run_yaml.exists():
+        raise ConfigError(f"{folder.run_yaml}: the folder holds a run that is no fork. Give --run-dir a new folder, or leave --fork away.")
+    return plan_fork(args.fork, config)
+
+
 def _slug(path: Path, config: RunConfig) -> str:
     return slug(f"{path.stem}-s{config.train.seed}")
 
@@ -245,6 +304,9 @@ def _parser() -> argparse.ArgumentParser:
         "--allow-numeric-change", action="store_true", help="go on with other numeric keys than at the first start (tier T2)"
     )
     parser.add_argument("--trial", type=_positive, metavar="STEPS", help="try the run: so many steps, save, exit; again: resume, evaluate")
+    parser.add_argument(
+        "--fork", type=Path, metavar="RUN_DIR", help="begin with this run's newest checkpoint, or RUN_DIR/ckpt/FILE, in a new --run-dir"
+    )
     parser.add_argument("override", nargs="*", metavar="key=value", help="for example optim.lr=0.05 train.device=cpu")
     return parser
 

@@ -4,7 +4,6 @@ The same engine, writer and recovery as in training, stopped early: only the loo
 runs are tried, and where, is the caller's business. One invariant: no epoch and no result is ever written.
 """
 
-import json
 import logging
 import resource
 import statistics
@@ -21,7 +20,7 @@ from seresnet import provenance
 from seresnet.array_file import Arrays
 from seresnet.checkpoint_files import list_checkpoints
 from seresnet.data import Split, Splits
-from seresnet.durable import write_json_durably
+from seresnet.durable import parse_json, write_json_durably
 from seresnet.engine import Engine
 from seresnet.errors import CheckpointError, ConfigError
 from seresnet.recipe import Attempt, Stopped, Trainer
@@ -174,7 +173,7 @@ def _open(folder: RunFolder) -> dict[str, Any]:
     """What the first start saved, marking the folder as a trial's if it is new. Raises ConfigError for the folder of a real run."""
     path = folder.path / SAVED
     try:
-        return dict(json.loads(path.read_text()))
+        return dict(parse_json(path.read_text()))
     except FileNotFoundError:
         pass
     except (OSError, ValueError) as error:

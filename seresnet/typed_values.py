@@ -17,6 +17,9 @@ from seresnet.strict_yaml import Bad, Located, nearest
 #: Beyond it a JSON reader or a float loses digits, so two values would share one identity.
 _LARGEST_WHOLE = 2**53
 
+#: No folder, address or comment has one, and a NUL is an error of the system where the text is used.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
 _KINDS = {type(None): "nothing", bool: "a boolean", int: "a whole number", float: "a decimal number", str: "text", list: "a list"}
 _YAML_1_1_NUMBER = re.compile(r"[-+]?(0[0-7]+|0[xob][0-9A-Fa-f_]+|[0-9][0-9_]*(\.[0-9_]*)?|[0-9]+(:[0-9]+)+(\.[0-9]*)?)")
 
@@ -55,6 +58,8 @@ def _fits(node: Located, kind: Any) -> bool:
 def _checked(node: Located, kind: Any, rule: KeyRule | None) -> Any:
     if typing.get_origin(kind) is tuple:
         return tuple(_checked(entry, _item(kind), rule) for entry in node.value)
+    if kind is str and _CONTROL.search(node.value):
+        raise MistypedError(f"{node.shown()} holds a line break or another control character. Write it on one line, without.")
     if kind not in (int, float):
         return node.value
     if _LARGEST_WHOLE <= abs(node.value) < math.inf:  # math.isfinite would raise for an int that no float can hold

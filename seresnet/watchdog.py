@@ -26,6 +26,11 @@ START_FACTOR = 15.0
 #: The slowest save seen was 41 s on NFS (ADR 4), and several may wait in line.
 SAVE_FACTOR = 5.0
 TICK_S = 1.0
+#: Beside the ranks' progress: one of them hangs, and all write down where they are. The supervisor leaves them 3 s for it.
+HUNG_MARK = "hung"
+#: NCCL keeps what its last collectives did; how many, unless the user has said so.
+FLIGHT_RECORDS = "2000"
+FLIGHT_LIMIT_S = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +77,7 @@ class Watchdog:
     def start(self, bark: Callable[[float], NoReturn]) -> "Watchdog":
         """Watch from now on. bark: called from a thread of ours, with the seconds that nothing happened; it must end the process."""
         if self.least_s > 0:
+            os.environ.setdefault("TORCH_FR_BUFFER_SIZE", FLIGHT_RECORDS)  # read when NCCL starts
             self._write()
             threading.Thread(target=self._run, args=(bark,), name="watchdog", daemon=True).start()
         return self
@@ -116,7 +122,10 @@ class Watchdog:
             idle_s = 0.0 if self._count != seen else idle_s + min(now - before, 2 * tick_s)
             seen, before = self._count, now
             if idle_s > limit_s:
+                mark_hung(self._file and self._file.parent)
                 bark(idle_s)
+            if self._file is not None and (self._file.parent / HUNG_MARK).exists():
+                bark(idle_s)  # the stacks of those who wait say little without those of the one who does not come
             if idle_s == 0.0:
                 self._write()
 
@@ -130,6 +139,30 @@ class Watchdog:
                 os.write(handle, b"%020d %012.1f\n" % (self._count, self.limit_s))  # of one width, in place: never half a number
             finally:
                 os.close(handle)
+
+
+def mark_hung(folder: Path | None) -> None:
+    """Let every rank of this node write down where it is. Best effort."""
+    if folder is not None:
+        with contextlib.suppress(OSError):
+            (folder / HUNG_MARK).touch()
+
+
+def dump_flight_record(path: Path, limit_s: float = FLIGHT_LIMIT_S) -> None:
+    """What NCCL's last collectives did, as JSON, if this process uses a GPU. Best effort: NCCL's own locks may be what hangs."""
+    torch, c10d = sys.modules.get("torch"), sys.modules.get("torch._C._distributed_c10d")
+    dump = getattr(c10d, "_dump_nccl_trace_json", None)
+    if torch is None or dump is None or not torch.cuda.is_initialized():
+        return
+
+    def write() -> None:
+        with contextlib.suppress(Exception):
+            record = dump()
+            path.write_bytes(record if isinstance(record, bytes) else str(record).encode())
+
+    thread = threading.Thread(target=write, name="flight-record", daemon=True)
+    thread.start()
+    thread.join(limit_s)
 
 
 def dump_stacks(path: Path) -> None:

@@ -55,6 +55,14 @@ class World:
         dist.broadcast_object_list(box, src=0, group=self.control)
         return box[0]
 
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Every rank's value, by rank, on every rank."""
+        if self.size == 1:
+            return [value]
+        box: list[Any] = [None] * self.size
+        dist.all_gather_object(box, value, group=self.control)
+        return box
+
     def part(self) -> bool:
         """Wait for all ranks, at most 10 s, and leave the groups; False if somebody did not come."""
         if self.size == 1:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from seresnet import provenance
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
@@ -20,7 +22,9 @@ class Row:
     attack: str
     amount: str
     result: str
-    seconds: float
+    seconds: int
+    date: str
+    commit: str
 
 
 _ROWS = pytest.StashKey[list[Row]]()
@@ -47,7 +51,8 @@ def report(request: pytest.FixtureRequest) -> Iterator[Report]:
     began = time.monotonic()
 
     def note(attack: str, amount: str, result: str) -> None:
-        row = Row(attack=attack, amount=amount, result=result, seconds=round(time.monotonic() - began, 1))
+        seconds, date = round(time.monotonic() - began), time.strftime("%Y-%m-%d", time.gmtime())
+        row = Row(attack=attack, amount=amount, result=result, seconds=seconds, date=date, commit=(provenance.commit() or "unknown")[:7])
         request.config.stash.setdefault(_ROWS, []).append(row)
 
     yield note
@@ -61,7 +66,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     terminalreporter.section("what was attacked")
     width = max(len(row.attack) for row in rows)
     for row in rows:
-        terminalreporter.write_line(f"{row.attack:<{width}}  {row.amount}: {row.result} ({row.seconds:.0f} s)")
+        terminalreporter.write_line(f"{row.attack:<{width}}  {row.amount}: {row.result} ({row.seconds} s)")
     if table := os.environ.get("HPC_FAULTS_TABLE"):
         with open(table, "a") as file:
             file.writelines(json.dumps(asdict(row)) + "\n" for row in rows)

@@ -101,10 +101,11 @@ class FakeSweep:
         (folder.checkpoints / str(CheckpointName(generation=generation, step=step, digest="0" * 16))).write_bytes(b"")
 
     def finish(self, arm: str, seed: int, **changes: object) -> TrainResult:
-        """Everything that a run leaves when all went well."""
+        """Everything that a run leaves when all went well; in place of what it left before."""
         self.attempt(arm, seed, "finished")
         self.train(arm, seed, range(1, self.epochs + 1))
         done = replace(result(arm, seed, self.epochs, self.ids[arm, seed], self.plan), **changes)  # type: ignore[arg-type]
+        self.of(arm, seed).result.unlink(missing_ok=True)  # a run's own result is never replaced by another of as many epochs
         done.write(self.of(arm, seed))
         return done
 

@@ -178,7 +178,7 @@ def edit(**changes: object) -> Callable[[Path], None]:
     ("damage", "why"),
     [
         (truncate, "not a result of this version"),
-        (edit(schema=99), "schema is 99, this version reads 1"),
+        (edit(schema=99), "schema is 99: a newer version wrote it"),
         (edit(run_id="0" * 12), "belongs to run '000000000000'"),
         (edit(last_test_top1_pct="91.5"), "wrong type or not finite: last_test_top1_pct"),
         (edit(last_test_top1_pct=float("nan")), "wrong type or not finite: last_test_top1_pct"),

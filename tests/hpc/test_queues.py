@@ -99,6 +99,7 @@ def test_jobs_of_a_lost_record_count_as_queued_only_while_squeue_is_silent(
 def test_tasks_of_a_lost_local_launch_need_no_squeue(bench: Bench) -> None:
     plan = forget(bench)
     bench.listed = None
+    bench.sweep.logs.mkdir()
     with locks.holding(bench.sweep.local_lock("0001")):
         assert set(queues.look(bench.sweep, plan, ()).tasks) == set(plan.tasks)
     queue = queues.look(bench.sweep, plan, ())

@@ -8,7 +8,7 @@ import pytest
 
 from seresnet import attempts, checkpoint_files
 from seresnet.attempts import Claim, Owner
-from seresnet.checkpoint_files import Header, candidates, kept, newest_trusted, read_newest_trusted, trusted
+from seresnet.checkpoint_files import Header, candidates, kept, needed_bases, newest_trusted, read_newest_trusted, trusted
 from seresnet.errors import CheckpointError
 from seresnet.run_folder import CheckpointName, RunFolder
 
@@ -228,16 +228,43 @@ def test_retention_goes_by_the_best_of_the_branch_that_is_trained_on() -> None:
     assert best in kept(headers) and abandoned not in kept(headers)
 
 
-def test_retention_spares_bases_and_newer_generations_and_what_it_cannot_verify(folder: RunFolder) -> None:
+def test_retention_spares_the_base_and_newer_generations_and_what_it_cannot_verify(folder: RunFolder) -> None:
     base = put(folder, 1, 1)
     claim(folder, 2, base)
-    old = [put(folder, 1, 2), put(folder, 2, 3)]
+    old = [put(folder, 1, 2), put(folder, 1, 3)]
     damaged = put(folder, 1, 4)
     damage(folder, damaged)
-    last = [put(folder, 2, step) for step in (10, 11, 12)]
+    last = [put(folder, 1, 9), *(put(folder, 2, step) for step in (10, 11))]
     newer = put(folder, 3, 1)
     assert checkpoint_files.delete_superseded(folder, 2, {}) == old
     assert checkpoint_files.list_checkpoints(folder) == [base, damaged, *last, newer]
+
+
+def test_a_base_goes_once_its_claim_has_three_verified_steps_of_its_own(folder: RunFolder) -> None:
+    base = put(folder, 1, 1)
+    claim(folder, 2, base)
+    own = [put(folder, 2, 10), put(folder, 2, 10, best=True), put(folder, 2, 11), put(folder, 2, 12)]
+    damage(folder, own[-1])
+    assert checkpoint_files.delete_superseded(folder, 2, {}) == [], "two steps verify, with three files; the third is damaged"
+    put(folder, 2, 13)
+    assert checkpoint_files.delete_superseded(folder, 2, {}) == [base]
+
+
+def test_the_bases_of_earlier_claims_go_and_a_torn_claim_is_taken_for_none() -> None:
+    claims = [Claim(generation=number, owner=NOBODY, base=f"base of {number}") for number in (1, 2, 3)]
+    assert needed_bases(claims, []) == {"base of 3"}
+    torn = Claim(generation=4, owner=None, base=None)
+    assert needed_bases([*claims, torn], []) == {"base of 3"}
+    assert needed_bases(claims, [name(3, step) for step in (1, 2, 3)]) == set()
+    assert needed_bases([], []) == set()
+
+
+def test_retention_keeps_the_best_that_the_next_header_will_name(folder: RunFolder) -> None:
+    best = put(folder, 1, 1, best=True)
+    for step in (2, 3, 4):
+        put(folder, 1, step)  # by a writer that could not read older files at first
+    assert checkpoint_files.delete_superseded(folder, 1, {}, best=str(best)) == []
+    assert checkpoint_files.delete_superseded(folder, 1, {}) == [best]
 
 
 def test_a_fenced_owner_deletes_nothing(folder: RunFolder) -> None:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -172,6 +173,28 @@ def test_a_save_with_a_flag_is_never_dropped(writer: CheckpointWriter, files: Ga
     files.gate.set()
     later.join(LIMIT_S)
     assert writer.close(LIMIT_S) and steps_on_disk(folder) == [1, 2, 3]
+
+
+def test_at_most_three_states_are_alive_and_none_once_all_is_written(writer: CheckpointWriter, files: GatedFiles) -> None:
+    alive: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
+
+    def save(step: int, **flags: bool) -> None:
+        mine = state(step)
+        alive.add(mine.tensors["momentum/w"])
+        writer.save(mine, **flags)
+
+    block(writer, files, 1)
+    for step in range(2, 20):
+        save(step)
+        assert len(alive) == 1, "one waits; the one in work was made elsewhere"
+    save(20, best=True)
+    caller = threading.Thread(target=save, args=(21,))
+    caller.start()
+    caller.join(0.1)
+    assert caller.is_alive() and len(alive) == 2, "who has made a third state stands in save() until there is a place for it"
+    files.gate.set()
+    caller.join(LIMIT_S)
+    assert writer.wait(LIMIT_S) and len(alive) == 0
 
 
 def test_wait_gives_up_at_its_limit(writer: CheckpointWriter, files: GatedFiles) -> None:

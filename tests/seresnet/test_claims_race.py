@@ -1,5 +1,6 @@
 """Real processes that race for a claim, die holding it, and are stopped and continued."""
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -12,6 +13,7 @@ import pytest
 
 from seresnet import claims
 from seresnet.claims import Heart, acquire, this_process
+from seresnet.durable import DISK, Files
 from seresnet.errors import OwnedElsewhereError
 from seresnet.run_folder import RunFolder
 
@@ -27,13 +29,20 @@ def folder(tmp_path: Path) -> RunFolder:
     return folder
 
 
-def _race(path: str, barrier: object, rounds: int, pipe: Connection) -> None:
+class NoLinks(Files):
+    """A file system without hard links: a claim is an exclusive file, which others may see half written."""
+
+    def link(self, source: Path, target: Path) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+
+def _race(path: str, barrier: object, rounds: int, files: Files, pipe: Connection) -> None:
     folder, won = RunFolder(path=Path(path)), []
     for _ in range(rounds):
         barrier.wait(LIMIT_S)
         heart = None
         try:
-            claim = acquire(folder, this_process({}), observe_s=LIMIT_S, poll_s=0.01)
+            claim = acquire(folder, this_process({}), observe_s=LIMIT_S, poll_s=0.01, files=files)
             heart = Heart(folder, claim.generation, lambda: None, interval_s=0.01).start()
             won.append(claim.generation)
         except OwnedElsewhereError:
@@ -65,13 +74,14 @@ def owner_process(folder: RunFolder) -> Iterator[multiprocessing.process.BasePro
     process.join()
 
 
+@pytest.mark.parametrize("files", [DISK, NoLinks()], ids=["links", "no links"])
 @pytest.mark.parametrize("racers", [2, 4])
-def test_processes_that_race_for_a_claim_have_one_winner_a_generation(folder: RunFolder, racers: int) -> None:
+def test_processes_that_race_for_a_claim_have_one_winner_a_generation(folder: RunFolder, racers: int, files: Files) -> None:
     rounds = 20
     barrier, pipes, processes = PROCESSES.Barrier(racers), [], []
     for _ in range(racers):
         ours, theirs = PROCESSES.Pipe()
-        processes.append(PROCESSES.Process(target=_race, args=(str(folder.path), barrier, rounds, theirs), daemon=True))
+        processes.append(PROCESSES.Process(target=_race, args=(str(folder.path), barrier, rounds, files, theirs), daemon=True))
         processes[-1].start()
         pipes.append(ours)
     assert all(pipe.poll(2 * LIMIT_S) for pipe in pipes)

@@ -99,6 +99,19 @@ def test_state_loaded_into_a_fresh_engine_goes_on_with_the_same_bits(amp: str) -
     assert_same_bits_after_a_resume(engine(config(8, amp=amp)), engine(config(8, amp=amp)), before=4, after=3)
 
 
+def test_a_state_holds_the_state_dict_and_the_momentum_and_keeps_them_while_training_goes_on() -> None:
+    ours = engine(config())
+    ours.train_step()
+    state = ours.state(ours.epoch_sums())
+    expected = {f"model/{name}": value.clone() for name, value in ours.model.state_dict().items()}
+    for name, value in ours.model.named_parameters():
+        expected[f"momentum/{name}"] = ours.optimizer.state[value]["momentum_buffer"].clone()
+    ours.train_step()
+    assert state.tensors.keys() == expected.keys()
+    different = [name for name in expected if not torch.equal(state.tensors[name], expected[name])]
+    assert not different, different
+
+
 def test_fp16_overflow_skips_the_step_and_is_counted() -> None:
     ours = engine(config(amp="fp16"))
     ours.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**80)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from seresnet import journal
+from seresnet.attempts import read_claim
 from seresnet.journal import EpochRecord
 from seresnet.run_folder import RunFolder
 
@@ -142,3 +143,12 @@ def test_torn_lines_are_counted_by_file(folder: RunFolder) -> None:
     folder.journal(1).write_text(json.dumps(asdict(record(1))) + '\n{"epoch": 2, \n\n[]\n')
     folder.journal(2).write_text(json.dumps(asdict(record(2, 2))) + "\n")
     assert journal.read_noting(folder) == ([record(1), record(2, 2)], {"g0001.jsonl": 2})
+
+
+def test_a_line_nested_too_deeply_is_passed_over_as_junk(tmp_path: Path) -> None:
+    folder = RunFolder(path=tmp_path)
+    folder.create()
+    folder.journal(1).write_bytes(b"[" * 100_000 + b"\n")
+    folder.claim(1).write_bytes(b"[" * 100_000)
+    assert journal.read_noting(folder) == ([], {"g0001.jsonl": 1})
+    assert read_claim(folder, 1).owner is None

@@ -8,6 +8,7 @@ import pytest
 from test_journal import record
 
 from seresnet import journal
+from seresnet.errors import CheckpointError
 from seresnet.recipe import Trainer, jitter
 from seresnet.run_folder import RunFolder
 from seresnet.signals import StopFlag
@@ -38,8 +39,9 @@ def test_a_save_that_is_offered_is_made_once() -> None:
     )
     attempt = SimpleNamespace(watchdog=Watchdog())
     loop = trainer(
-        attempt=attempt, engine=engine, agreement=LateAgreement(), stop=StopFlag(), save_offered=False, last_save=0.0, save_interval_s=0.0
-    )
+        attempt=attempt, engine=engine, agreement=LateAgreement(), stop=StopFlag(), save_offered=False, last_save=0.0, save_interval_s=0.0,
+        writer=None, replays=SimpleNamespace(is_passed_at=lambda step: False),
+    )  # fmt: skip
     saved: list[int] = []
 
     def save(sums: object) -> None:
@@ -52,10 +54,15 @@ def test_a_save_that_is_offered_is_made_once() -> None:
     assert saved == [2, 4, 6], f"saves at {saved}: each is offered at one step and made at the next"
 
 
+def test_a_save_that_was_refused_for_its_numbers_is_a_divergence_and_a_full_disk_is_none() -> None:
+    for error, refused in ((None, False), (OSError(errno.ENOSPC, "full"), False), (CheckpointError("model/bn is not finite"), True)):
+        assert trainer(writer=SimpleNamespace(last_error=error))._is_save_refused() is refused, error
+
+
 def test_an_epoch_that_cannot_be_written_is_written_with_the_next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = RunFolder(path=tmp_path)
     folder.create()
-    loop = trainer(attempt=SimpleNamespace(folder=folder), unwritten=[record(epoch=1, step=10)])
+    loop = trainer(attempt=SimpleNamespace(folder=folder, generation=1), unwritten=[record(epoch=1, step=10)])
     append = journal.append
 
     def full(*args: object) -> None:

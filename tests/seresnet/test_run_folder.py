@@ -1,10 +1,11 @@
 """Names that sort and parse, records that survive a round trip or say what is wrong with them."""
 
+import errno
 import itertools
 import json
 import os
 import stat
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -151,6 +152,24 @@ def test_a_result_survives_a_round_trip(folder: RunFolder) -> None:
     result().write(folder)
     assert TrainResult.read(folder) == result()
     assert json.loads(folder.result.read_text()) == asdict(result())
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+@pytest.mark.parametrize(("epochs", "attempts", "stays"), [(2, 1, False), (2, 2, True), (2, 3, True), (3, 1, True), (1, 3, False)])
+def test_of_results_the_one_of_more_epochs_or_a_newer_attempt_stays(
+    folder: RunFolder, epochs: int, attempts: int, stays: bool, has_links: bool
+) -> None:
+    known, new = replace(result(), epochs=epochs, attempts=attempts), replace(result(), epochs=2, attempts=2)
+    files = Files() if has_links else NoLinks()
+    known.write(folder, files)
+    new.write(folder, files)
+    assert TrainResult.read(folder) == (known if stays else new)
+    assert not list(folder.path.glob(".*")), "a temp file was left"
+
+
+class NoLinks(Files):
+    def link(self, source: Path, target: Path) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"schema": 1}', b'{"schema": 2}', b"\xff\xfe\xfa"])

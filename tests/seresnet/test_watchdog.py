@@ -1,15 +1,17 @@
 """The watchdog in processes of its own, because it ends them; and the supervisor's backup against a clock of the test."""
 
+import json
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from hpc.progress_watch import ProgressWatch
-from seresnet.watchdog import LEAST_S, SAVE_FACTOR, START_FACTOR, STEPS, Watchdog, read_progress
+from seresnet.watchdog import FLIGHT_RECORDS, LEAST_S, SAVE_FACTOR, START_FACTOR, STEPS, Watchdog, dump_flight_record, read_progress
 
 PROGRAM = """
 import os, sys, time
@@ -126,3 +128,54 @@ def test_half_a_word_is_no_progress(tmp_path: Path) -> None:
     (tmp_path / "progress-0").write_text("12")
     assert read_progress(tmp_path / "progress-0") is None
     assert read_progress(tmp_path / "nothing") is None
+
+
+def test_the_rank_that_is_waited_for_writes_its_stacks_too(tmp_path: Path) -> None:
+    body = f"dog.step(); time.sleep(0.01); dog.step()\nPath({str(tmp_path)!r}, 'hung').touch()\nstuck_here()"
+    started = time.monotonic()
+    code, stacks = _ends(tmp_path, f"dog.least_s = 30.0; {body}")
+    assert code == 76 and "in stuck_here" in stacks and time.monotonic() - started < 15, (code, stacks)
+
+
+def test_who_hangs_or_is_found_hanging_marks_it_for_the_others(tmp_path: Path) -> None:
+    _ends(tmp_path, "dog.step(); time.sleep(0.01); dog.step(); stuck_here()")
+    assert (tmp_path / "hung").exists()
+    (tmp_path / "hung").unlink()
+    clock = Clock()
+    watch = ProgressWatch(tmp_path, clock)
+    (tmp_path / "progress-0").write_text("7 100.0\n")
+    assert _look_for(watch, clock, 199) is None and not (tmp_path / "hung").exists()
+    assert _look_for(watch, clock, 9) is not None and (tmp_path / "hung").exists()
+
+
+# --- NCCL's flight record: a stand-in, for lack of a GPU in the tests ---
+
+
+def _with_nccl(monkeypatch: pytest.MonkeyPatch, dump: object, *, is_cuda: bool = True) -> None:
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=SimpleNamespace(is_initialized=lambda: is_cuda)))
+    monkeypatch.setitem(sys.modules, "torch._C._distributed_c10d", SimpleNamespace(_dump_nccl_trace_json=dump))
+
+
+def test_the_flight_record_is_written_as_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _with_nccl(monkeypatch, lambda: b'{"entries": []}')
+    dump_flight_record(tmp_path / "record.json")
+    assert json.loads((tmp_path / "record.json").read_text()) == {"entries": []}
+
+
+def test_a_flight_record_that_hangs_fails_or_says_nothing_ends_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> bytes:
+        raise RuntimeError("no NCCL")
+
+    for dump, is_cuda in ((lambda: time.sleep(5), True), (fail, True), (lambda: b"{}", False)):
+        _with_nccl(monkeypatch, dump, is_cuda=is_cuda)
+        started = time.monotonic()
+        dump_flight_record(tmp_path / "record.json", limit_s=0.2)
+        assert time.monotonic() - started < 3 and not (tmp_path / "record.json").exists()
+
+
+def test_nccl_is_told_to_record_before_it_starts(tmp_path: Path) -> None:
+    body = "print(os.environ['TORCH_FR_BUFFER_SIZE'], flush=True); os._exit(0)"
+    env = {key: value for key, value in os.environ.items() if key != "TORCH_FR_BUFFER_SIZE"}
+    for own, wanted in (({}, FLIGHT_RECORDS), ({"TORCH_FR_BUFFER_SIZE": "7"}, "7")):
+        done = subprocess.run([sys.executable, "-c", PROGRAM + body, "x"], env={**env, **own}, capture_output=True, text=True, check=False)
+        assert done.stdout.strip() == wanted, done

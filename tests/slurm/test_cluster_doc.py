@@ -26,6 +26,7 @@ STATUS = 'python -m hpc.status "$SCRATCH/runs/ablation"'
 #: Typed nowhere here, and why.
 NOT_HERE = {
     "make launcher": "needs a package index; tests/test_repository.py makes it in RING=full, prepared() puts a stand-in there",
+    'python -m hpc.move "$SCRATCH/runs/ablation" "$ARCHIVE/ablation"': "the table is looked at in the end; test_moved_on_slurm.py moves",
     'IMAGE=/path/image.sif OVERLAY="$SCRATCH/env/overlay.ext3" sbatch --account=ME sbatch/setup.sh': "see the test with the overlay below",
 }
 #: What stands on the page -> what is typed.

@@ -1,0 +1,248 @@
+"""`python -m hpc.move SWEEP TARGET`: take an idle sweep to another place, whole, also to another file system.
+
+Who still works in it is hpc.sweep_users' business, copying is hpc.tree_copy's. One invariant: at every moment one of the two places holds
+a whole sweep, and the same command, typed again after a crash, ends with it in the new one.
+"""
+
+import argparse
+import errno
+import hashlib
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from seresnet.durable import parse_json
+from seresnet.errors import SubmissionError, ToolkitError
+
+if TYPE_CHECKING:
+    from hpc.paths import Plan
+
+_EPILOG = """\
+example:
+  python -m hpc.move runs/ablation /archive/me/ablation
+
+TARGET is the new folder itself; it must not exist, and the folder above it must. On the same file system the sweep is renamed, else
+copied, verified file by file (size and SHA-256) and then removed; nothing is left at the old place. It is refused while a job, a launcher,
+a mirror or a training may still write into the sweep. Interrupted, it is typed again. Then launch with --runs-dir and the folder above
+TARGET, or TARGET itself if its name is another than the sweep's.
+exit: 0 moved, 2 refused or an error: the sweep is where it was (130: Ctrl-C, the same).
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Move; what a user, a cluster or a disk can cause is text and exit 2."""
+    args = build_parser().parse_args(argv)
+    try:
+        for line in move(args.sweep, args.target):
+            print(line)
+    except ToolkitError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"interrupted. Go on with: {_again(args.sweep, args.target)}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The arguments."""
+    parser = argparse.ArgumentParser(
+        prog="python -m hpc.move",
+        description="Move a sweep in which nobody works to another folder or file system.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("sweep", metavar="SWEEP", type=Path, help="the sweep's folder, such as runs/ablation")
+    parser.add_argument("target", metavar="TARGET", type=Path, help="its new folder")
+    return parser
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Places:
+    """From where to where, and the names used on the way, which tell by whom they were made."""
+
+    source: Path
+    target: Path
+
+    @property
+    def _tag(self) -> str:
+        return hashlib.sha256(f"{self.source}\0{self.target}".encode()).hexdigest()[:12]
+
+    @property
+    def draft(self) -> Path:
+        """The copy until it is whole."""
+        return self.target.with_name(f".{self.target.name}.moving-{self._tag}")
+
+    @property
+    def doomed(self) -> Path:
+        """The old folder once the copy is in its place."""
+        return self.source.with_name(f".{self.source.name}.moved-{self._tag}")
+
+    @property
+    def mark(self) -> Path:
+        """In the new folder until the old one is gone: what the old one looked like when it was copied."""
+        return self.target / ".moved.json"
+
+
+def move(sweep: Path, target: Path) -> list[str]:
+    """Do it, or go on with it; what to tell the user. Raises ToolkitError: then the sweep is whole where it was."""
+    # Resolved up to the last name: a second call, from elsewhere, must know what the first one left.
+    places = _Places(source=_place(sweep), target=_place(target))
+    try:
+        return _finish(places) if _is_ours(places) else _move(places)
+    except OSError as error:
+        whole = places.source if places.source.exists() else places.target
+        raise SubmissionError(
+            f"{error.filename or target}: {error.strerror or error}. The sweep is whole in {whole}. Correct that and type the same again."
+        ) from error
+
+
+def _place(path: Path) -> Path:
+    path = path.absolute()
+    return path.parent.resolve() / path.name
+
+
+def _move(places: _Places) -> list[str]:
+    from hpc import locks
+    from hpc.paths import Plan, SweepFolder
+    from hpc.sweep_users import users
+
+    sweep = SweepFolder(places.source)
+    plan = Plan.read(sweep)
+    _refuse_names(places)
+    with locks.holding(sweep.launch_lock) as is_mine:
+        if not is_mine:
+            raise SubmissionError(f"{sweep.path}: a launcher is at work here. Nothing was moved. Try again when it is done.")
+        if found := users(sweep, plan):
+            raise SubmissionError("\n".join([f"{sweep.path} is in use. Nothing was moved.", *(f"  {line}" for line in found)]))
+        source = _source_from(places, plan.source)
+        try:
+            os.rename(places.source, places.target)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            _copy(places, replace(plan, source=source))
+        else:
+            _make_durable(places)
+            replace(plan, source=source).write(SweepFolder(places.target))
+    return _said(places, plan.sweep)
+
+
+def _refuse_names(places: _Places) -> None:
+    """Raise SubmissionError for places between which nothing can be moved."""
+    source, target = places.source, places.target
+    problem = None
+    if source.is_symlink():
+        problem = f"{source}: is a link. Give the folder that it names, {source.resolve()}."
+    elif os.path.lexists(target):
+        inside = f", or {target / source.name} to put it in there" if target.is_dir() else ""
+        problem = f"{target}: exists. Give a name that is free{inside}."
+    elif not target.parent.is_dir():
+        problem = f"{target.parent}: no such folder. `mkdir -p {shlex.quote(str(target.parent))}` first."
+    elif target.parent.resolve().is_relative_to(source.resolve()):
+        problem = f"{target}: lies in {source}. Give a place outside of the sweep."
+    if problem:
+        raise SubmissionError(f"{problem} Nothing was moved.")
+
+
+def _source_from(places: _Places, source: str | None) -> str | None:
+    """The sweep's file as seen from the new folder: relaunching there compares it with the one that is given."""
+    if source is None:
+        return None
+    file = Path(os.path.normpath(places.source.resolve() / source))
+    return os.path.relpath(file, places.target.parent.resolve() / places.target.name)
+
+
+# --- to another file system ---
+
+
+def _copy(places: _Places, plan: "Plan") -> None:
+    """Copy, verify, put in place, remove."""
+    from hpc import tree_copy
+    from hpc.paths import SweepFolder
+    from seresnet.durable import write_json_durably
+
+    if places.draft.exists():
+        shutil.rmtree(places.draft)  # of a call that was killed
+    try:
+        looks = tree_copy.copy(places.source, places.draft)
+        plan.write(SweepFolder(places.draft))
+        write_json_durably(places.draft / places.mark.name, {"source": str(places.source), "looks": looks})
+        os.rename(places.draft, places.target)
+    except BaseException:
+        shutil.rmtree(places.draft, ignore_errors=True)
+        raise
+    _make_durable(places)
+    _remove(places)
+
+
+def _is_ours(places: _Places) -> bool:
+    """Whether an earlier call has put the sweep in its new place and was killed before the old one was gone."""
+    try:
+        found = parse_json(places.mark.read_text())
+        return isinstance(found, dict) and found.get("source") == str(places.source)
+    except (OSError, ValueError):
+        return False
+
+
+def _finish(places: _Places) -> list[str]:
+    """Remove the old folder that an earlier call has left, unless somebody has worked in it since."""
+    from hpc import locks, tree_copy
+    from hpc.paths import Plan, SweepFolder
+
+    plan = Plan.read(SweepFolder(places.target))
+    if not places.source.exists():
+        _remove(places)
+        return _said(places, plan.sweep)
+    with locks.holding(SweepFolder(places.source).launch_lock) as is_mine:
+        if not is_mine or tree_copy.looks_of(places.source) != parse_json(places.mark.read_text()).get("looks"):
+            raise SubmissionError(
+                f"{places.source}: was used after it had been copied to {places.target}, so neither was removed. "
+                f"Move the one away that you do not want; if that is the old one, remove {places.mark} as well."
+            )
+        _remove(places)
+    return _said(places, plan.sweep)
+
+
+def _remove(places: _Places) -> None:
+    """The old folder goes in one rename, so that nobody ever sees half of it under its name."""
+    from seresnet.durable import fsync_folder
+
+    if places.source.exists():
+        os.rename(places.source, places.doomed)
+        fsync_folder(places.source.parent)
+    if places.doomed.exists():
+        shutil.rmtree(places.doomed)
+    places.mark.unlink(missing_ok=True)
+    fsync_folder(places.target)
+
+
+def _make_durable(places: _Places) -> None:
+    from seresnet.durable import fsync_folder
+
+    for folder in {places.target.parent, places.source.parent}:
+        fsync_folder(folder)
+
+
+# --- words ---
+
+
+def _said(places: _Places, name: str) -> list[str]:
+    runs_dir = places.target.parent if places.target.name == name else places.target
+    return [
+        f"moved {places.source} to {places.target}",
+        f"to go on there: python -m hpc.launch --sweep FILE --runs-dir {shlex.quote(str(runs_dir))}",
+    ]
+
+
+def _again(sweep: Path, target: Path) -> str:
+    return shlex.join(["python", "-m", "hpc.move", str(sweep), str(target)])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,354 @@
+"""What a run's folder holds and whether it is what it should be: everything that can be told without torch and without changing a byte.
+
+Showing it is checkpoint.py's job, mending repair.py's. One invariant: a file counts as good only where its own bytes prove it, by a digest
+that its name holds.
+"""
+
+import errno
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from seresnet import attempts, journal, replay
+from seresnet.attempts import Claim, read_claims
+from seresnet.checkpoint_files import Header, candidates, digest_of, read_record
+from seresnet.config_file import config_from_dict
+from seresnet.durable import DISK, parse_json
+from seresnet.errors import CheckpointError, ConfigError, ToolkitError
+from seresnet.journal import EpochRecord
+from seresnet.pinning import expected_id
+from seresnet.run_folder import CheckpointName, RunFolder, RunRecord, TrainResult
+from seresnet.tensor_file import layout, state_digest_of
+
+#: ok; damaged: other bytes than the name promises; renamed: proved good, under a name that no start looks for; unproven: reads like a
+#: checkpoint, but nothing says that its bytes are the right ones; newer: a newer version's; temp: of a save that was not committed.
+Condition = Literal["ok", "damaged", "renamed", "unproven", "unreadable", "newer", "temp", "foreign"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileLook:
+    """One file of ckpt/ or ckpt/bad/."""
+
+    path: Path
+    is_set_aside: bool  # in bad/
+    condition: Condition
+    name: CheckpointName | None = None  # what the content says; where that is no word to trust, what the file is called
+    header: Header | None = None
+    fault: str = ""
+    size: int = 0
+    time: float = 0.0  # unix time of its last change
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that is not as it should be. is_damage: a start or a table would be other than it was."""
+
+    file: str  # below the run's folder
+    what: str
+    meaning: str
+    fix: str
+    is_damage: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.what}. {self.meaning} {self.fix}".rstrip()
+
+
+@dataclass(kw_only=True)
+class RunLook:
+    """All of one run's folder."""
+
+    folder: RunFolder
+    files: list[FileLook]
+    claims: list[Claim]
+    record: RunRecord | None
+    result: TrainResult | None
+    epochs: list[EpochRecord]
+    suspects: frozenset[str]  # set aside on purpose by a replay
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def good(self) -> dict[CheckpointName, FileLook]:
+        """The checkpoints that a start may take."""
+        return {look.name: look for look in self.files if look.condition == "ok" and not look.is_set_aside and look.name is not None}
+
+    @property
+    def order(self) -> list[CheckpointName]:
+        """Good checkpoints as a start would try them."""
+        newest = self.claims[-1] if self.claims else None
+        return candidates(self.good, newest if newest is not None and newest.owner is not None else None)
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        last = self.epochs[-1] if self.epochs else None
+        return last.step // last.epoch if last is not None and last.epoch > 0 and last.step % last.epoch == 0 else None
+
+    @property
+    def resume(self) -> str:
+        """Where the next start goes on from."""
+        if self.result is not None and self.record is not None and self.result.epochs >= _epochs(self.record):
+            return f"nothing to resume: finished after {self.result.epochs} epochs"
+        if self.order:
+            return f"a start goes on at step {self.order[0].step} from ckpt/{self.order[0]}"
+        had = any(look.condition not in ("foreign", "temp") for look in self.files) or bool(self.claims and self.claims[-1].base)
+        return "a start stops with an error: no checkpoint can be trusted" if had else "a start begins at step 0"
+
+
+def inspect(folder: RunFolder) -> RunLook:
+    """Look at everything; raises nothing for what files hold."""
+    findings: list[Finding] = []
+    record, result = _read_record(folder, findings), _read_result(folder, findings)
+    look = RunLook(
+        folder=folder,
+        files=[*look_at_files(folder.checkpoints, False), *look_at_files(folder.set_aside, True)],
+        claims=_read_claims(folder, findings),
+        record=record,
+        result=result,
+        epochs=_read_journal(folder, findings),
+        suspects=_suspects(folder, findings),
+    )
+    found = [*_of_files(look), *_of_claims(look), *findings, *_of_journal(look), *_of_result(look)]
+    look.findings = sorted(found, key=lambda finding: not finding.is_damage)
+    return look
+
+
+def look_at_files(place: Path, is_set_aside: bool) -> list[FileLook]:
+    """Every file of a folder of checkpoints, by name; none where there is no folder."""
+    try:
+        names = DISK.names(place)
+    except OSError:
+        return []
+    looks = (_look_at(place / name, is_set_aside) for name in names if not (place / name).is_dir())
+    return [look for look in looks if look is not None]
+
+
+def _look_at(path: Path, is_set_aside: bool) -> FileLook | None:
+    """None for a file that its owner has just removed."""
+    called = CheckpointName.parse(path.name)
+    try:
+        payload, stat = path.read_bytes(), path.stat()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        why = errno.errorcode.get(error.errno or 0, str(error))
+        return FileLook(path=path, is_set_aside=is_set_aside, condition="unreadable", name=called, fault=f"cannot be read ({why})")
+    condition, name, header, fault = _judge(path.name, called, payload)
+    return FileLook(
+        path=path,
+        is_set_aside=is_set_aside,
+        condition=condition,
+        name=name,
+        header=header,
+        fault=fault,
+        size=stat.st_size,
+        time=stat.st_mtime,
+    )
+
+
+def _judge(file: str, called: CheckpointName | None, payload: bytes) -> tuple[Condition, CheckpointName | None, Header | None, str]:
+    digest = digest_of(payload)
+    is_temp = file.startswith(".") and file.endswith(".tmp")
+    if called is not None and called.digest != digest:
+        return "damaged", called, None, "does not match its digest"
+    try:
+        header: Header = read_record(payload)["header"]
+        layout(payload)
+    except (CheckpointError, ConfigError) as error:
+        is_newer = digest in file and "newer version" in str(error)
+        if is_temp or (called is None and not is_newer):
+            return ("temp" if is_temp else "foreign"), called, None, "not a whole checkpoint"
+        return ("newer" if is_newer else "damaged"), called, None, str(error)
+    name = CheckpointName(generation=header.generation, step=header.step, digest=digest)
+    if str(name) == file:
+        return "ok", name, header, ""
+    if digest in file:
+        return ("temp" if is_temp else "renamed"), name, header, f"is {name} under another name"
+    return ("temp" if is_temp else "unproven"), name, None, "reads like a checkpoint, but its name holds no digest that proves it"
+
+
+def _of_files(look: RunLook) -> Iterator[Finding]:
+    good = {str(name) for name in look.good}
+    for item in look.files:
+        file = f"ckpt/{'bad/' if item.is_set_aside else ''}{item.path.name}"
+        if item.is_set_aside:
+            yield from _of_set_aside(look, item, file, good)
+        elif item.condition == "damaged":
+            yield Finding(file=file, what=item.fault, meaning=f"{_sentence(look.resume)}.", fix="`repair` sets it aside.")
+        elif item.condition == "renamed" and str(item.name) not in good:
+            yield Finding(file=file, what=item.fault, meaning="No start finds it.", fix="`repair` gives it its name.")
+        elif item.condition == "newer":
+            yield Finding(file=file, what=item.fault, meaning="A start that meets it stops with this error.", fix="")
+        elif item.condition == "unreadable":
+            fix = "Look at the file system, then verify again; `repair` leaves it alone."
+            yield Finding(file=file, what=item.fault, meaning=f"As it is now: {look.resume}.", fix=fix)
+        elif item.condition in ("unproven", "temp", "renamed"):
+            what = "a save that was not committed" if item.condition == "temp" else item.fault
+            yield Finding(file=file, what=what, meaning="No start looks at it.", fix="", is_damage=False)
+
+
+def _of_set_aside(look: RunLook, item: FileLook, file: str, good: set[str]) -> Iterator[Finding]:
+    if item.condition not in ("ok", "renamed") or str(item.name) in good:
+        yield Finding(file=file, what=item.fault or "set aside", meaning="Kept as evidence.", fix="", is_damage=False)
+    elif str(item.name) in look.suspects:
+        what = "set aside by a replay: it may hold wrong bits of bad hardware"
+        yield Finding(file=file, what=what, meaning="It stays there on purpose.", fix="", is_damage=False)
+    else:
+        yield Finding(file=file, what="is good, and was set aside", meaning="No start finds it.", fix="`repair` brings it back.")
+
+
+def _of_claims(look: RunLook) -> Iterator[Finding]:
+    newest = look.claims[-1] if look.claims else None
+    if newest is None or newest.base is None:
+        return
+    if newest.base not in {item.path.name for item in look.files if not item.is_set_aside}:
+        file, what = f"attempts/{newest.generation:06d}.json", f"names {newest.base} as its base, and ckpt/ has no such file"
+        yield Finding(file=file, what=what, meaning=f"{_sentence(look.resume)}.", fix="Restore it from a backup, if there is one.")
+
+
+def _read_claims(folder: RunFolder, findings: list[Finding]) -> list[Claim]:
+    try:
+        found = read_claims(folder)
+        ends = {claim.generation: attempts.read_end(folder, claim.generation) for claim in found}
+    except OSError as error:
+        findings.append(Finding(file="attempts", what=_why(error), meaning="Nobody can tell who owns the run.", fix="Make it readable."))
+        return []
+    for claim in found:
+        is_newest = claim is found[-1]
+        if claim.owner is None:
+            meaning = "A start watches its beat for 90 s before it takes over." if is_newest else "A later attempt has taken over."
+            file = f"attempts/{claim.generation:06d}.json"
+            findings.append(
+                Finding(file=file, what="not a claim that can be read", meaning=meaning, fix="It cannot be mended.", is_damage=is_newest)
+            )
+        if ends[claim.generation] is None and folder.end(claim.generation).exists():
+            file, fix = f"attempts/{claim.generation:06d}.end.json", "Move it away: the next start writes what it can tell."
+            findings.append(Finding(file=file, what="not an end record", meaning="How the attempt ended is unknown.", fix=fix))
+    return found
+
+
+def _read_record(folder: RunFolder, findings: list[Finding]) -> RunRecord | None:
+    try:
+        record = RunRecord.read(folder)
+        config = config_from_dict(record.config, str(folder.run_yaml))
+        wanted = expected_id(record, config)
+    except ToolkitError as error:
+        findings.append(Finding(file="run.yaml", what=_short(error, folder.run_yaml), meaning="No start gets past it.", fix=""))
+        return None
+    if record.run_id != wanted:
+        what = f"says run {record.run_id}, its config and parent make {wanted}"
+        findings.append(
+            Finding(file="run.yaml", what=what, meaning="A start is refused.", fix="Restore the config that it was started with.")
+        )
+    return record
+
+
+def _read_result(folder: RunFolder, findings: list[Finding]) -> TrainResult | None:
+    try:
+        return TrainResult.read(folder)
+    except ToolkitError as error:
+        meaning = "Status and tables call the run unreadable, and no start goes past it."
+        findings.append(Finding(file="result.json", what=_short(error, folder.result), meaning=meaning, fix=""))
+        return None
+
+
+def _read_journal(folder: RunFolder, findings: list[Finding]) -> list[EpochRecord]:
+    try:
+        records, bad = journal.read_noting(folder)
+    except OSError as error:
+        findings.append(Finding(file="metrics", what=_why(error), meaning="There are no curves.", fix="Make it readable."))
+        return []
+    for name, count in sorted(bad.items()):
+        torn = len(torn_lines((folder.metrics / name).read_bytes()))
+        fix = "`repair` takes torn lines out and keeps a copy." if torn else "Another version may have written it; nothing to mend here."
+        what = f"{count} line{'s' if count > 1 else ''} that {'are' if count > 1 else 'is'} torn or foreign"
+        findings.append(Finding(file=f"metrics/{name}", what=what, meaning="Readers pass over it.", fix=fix, is_damage=torn > 0))
+    return records
+
+
+def torn_lines(payload: bytes) -> list[bytes]:
+    """Lines of a journal that are not even JSON."""
+    return [line for line in payload.splitlines() if line.strip() and not _is_json(line)]
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        return isinstance(parse_json(line), dict)
+    except ValueError:
+        return False
+
+
+def _of_journal(look: RunLook) -> Iterator[Finding]:
+    """Epochs without a gap from the first to the newest checkpoint; the last one may still have to be evaluated."""
+    size = look.steps_per_epoch
+    if size is None or not look.order:
+        return
+    parent = look.record.parent if look.record else None
+    first = parent.step // size + 1 if parent else 1
+    last = (max(name.step for name in look.order[:1]) - 1) // size
+    if look.result is not None:
+        last = max(last, look.result.epochs)
+    missing = sorted(set(range(first, last + 1)) - {record.epoch for record in look.epochs})
+    if missing:
+        text = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
+        meaning = "Training goes on all the same; curves, and best-on-test, lack them."
+        yield Finding(file="metrics", what=f"has no record of epoch {text}", meaning=meaning, fix="Restore metrics/ from a backup.")
+
+
+def _of_result(look: RunLook) -> Iterator[Finding]:
+    result = look.result
+    if result is None:
+        return
+    if look.record is not None and result.run_id != look.record.run_id:
+        what, fix = f"is of run {result.run_id}, run.yaml of {look.record.run_id}", "Move it away to have it made again."
+        yield Finding(file="result.json", what=what, meaning="Tables leave the run out.", fix=fix)
+    finals = [item for name, item in look.good.items() if name.step == result.step and item.header is not None and item.header.final]
+    if not finals:
+        what = f"its state_digest was not checked: there is no final checkpoint of step {result.step}"
+        yield Finding(file="result.json", what=what, meaning="The numbers stand.", fix="", is_damage=False)
+    elif result.state_digest not in {_digest_or_fault(item.path) for item in finals}:
+        what = f"its state_digest is that of no final checkpoint of step {result.step}"
+        fix = "Move result.json away: the next start makes it again from the checkpoint."
+        yield Finding(file="result.json", what=what, meaning="Result and checkpoint are of two trainings.", fix=fix)
+
+
+def _digest_or_fault(path: Path) -> str:
+    try:
+        return state_digest_of(path.read_bytes())
+    except (OSError, CheckpointError) as error:
+        return str(error)
+
+
+def _suspects(folder: RunFolder, findings: list[Finding]) -> frozenset[str]:
+    try:
+        return frozenset(name for entry in replay.read_replays(folder) for name in entry.suspects)
+    except OSError as error:
+        findings.append(Finding(file="attempts", what=_why(error), meaning="Which files a replay set aside is unknown.", fix=""))
+        return frozenset()
+
+
+def _epochs(record: RunRecord) -> int:
+    try:
+        return record.epochs
+    except ConfigError:
+        return 2**31
+
+
+def _why(error: OSError) -> str:
+    return f"cannot be read ({error.strerror or error})"
+
+
+def _short(error: ToolkitError, path: Path) -> str:
+    return " ".join(str(error).replace(f"{path}: ", "").split()).rstrip(".")
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def bases(claims: list[Claim]) -> Mapping[str, list[int]]:
+    """File name -> the attempts that started from it."""
+    found: dict[str, list[int]] = {}
+    for claim in claims:
+        if claim.base is not None:
+            found.setdefault(claim.base, []).append(claim.generation)
+    return found

@@ -1,0 +1,33 @@
+"""That a step gives the GPU its work and goes on: torch itself reports each call for which the host would wait. Run with `pytest -m gpu`.
+
+Not run yet: no GPU was at hand when this was written.
+"""
+
+import pytest
+import torch
+from test_gpu import config, engine
+
+from seresnet.engine import LATE_STEPS
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device (GPU)")]
+
+
+def test_the_host_waits_for_the_device_in_no_step() -> None:
+    ours = engine(config("bf16"))  # fp16 waits: GradScaler reads whether a step is skipped, unless the optimiser is the fused one
+    for _ in range(LATE_STEPS + 2):
+        ours.train_step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            ours.train_step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_memory_for_states_is_pinned_and_serves_again() -> None:
+    ours = engine(config("bf16"))
+    for _ in range(5):
+        ours.train_step()
+        state = ours.state(ours.epoch_sums())
+    assert all(tensor.is_pinned() for tensor in state.tensors.values())
+    assert ours._host_copies.blocks_made <= 2  # the one above is held while the next is made
