@@ -29,6 +29,7 @@ from seresnet import checkpoint_files, claims, journal
 from seresnet.durable import Files
 from seresnet.errors import ConfigError, OwnedElsewhereError, ToolkitError
 from seresnet.exits import Exit
+from seresnet.pinning import refuse_other_run
 from seresnet.run_folder import CheckpointName, RunFolder, RunRecord, is_finished
 
 log = logging.getLogger("hpc.supervisor")
@@ -61,7 +62,7 @@ class AttemptRunner:
         self._ready: Ready | None = None
         self._group: RankGroup | SpreadGroup | None = None
         self._heart: claims.Heart | None = None
-        self._claiming = Later(lambda: _begin(task, self.folder, task_try, self._leave), f"claim-{run_id}")
+        self._claiming = Later(lambda: _begin(task, run_id, self.folder, task_try, self._leave), f"claim-{run_id}")
 
     @property
     def use_file(self) -> Path | None:
@@ -190,10 +191,12 @@ NOTHING = Nothing()
 # --- what may take its time: in a thread ---
 
 
-def _begin(task: Task, folder: RunFolder, task_try: int, leave: threading.Event) -> Ready | Description | Nothing:
+def _begin(task: Task, run_id: str, folder: RunFolder, task_try: int, leave: threading.Event) -> Ready | Description | Nothing:
     """Look at the run and claim it."""
     try:
         record = RunRecord.read(folder)
+        if record.run_id != run_id:
+            return _leave_alone(folder, record, run_id)
         ranks, threads = _ranks(task, folder, record)
         if is_finished(folder, record.epochs):
             return NOTHING
@@ -215,6 +218,16 @@ def _begin(task: Task, folder: RunFolder, task_try: int, leave: threading.Event)
         ended = Description(ending="no_claim", code=1, reason=f"{type(error).__name__}: {error}")
         note(folder, f"the run could not be claimed: {ended.reason}")
         return ended
+
+
+def _leave_alone(folder: RunFolder, record: RunRecord, run_id: str) -> Description:
+    """Another run's folder, a fork's mostly, lies in the place of ours: nothing is claimed or written there."""
+    try:
+        refuse_other_run(folder, record, run_id)
+    except ConfigError as error:
+        log.error("run=%s %s", run_id, error)
+        return Description(ending="user_error", code=Exit.USER_ERROR, reason=str(error))
+    raise AssertionError("the folder is this run's")
 
 
 def _ranks(task: Task, folder: RunFolder, record: RunRecord) -> tuple[int, int]:

@@ -5,6 +5,7 @@ give the same bytes.
 """
 
 import argparse
+import errno
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from hpc.arguments import folder
 from hpc.gather import Gathered, gather
 from seresnet.durable import write_durably
 from seresnet.errors import ConfigError, ToolkitError
@@ -26,15 +28,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """0 when a table was made, however partial; 2 when there is nothing to make one from."""
     arguments = _parse(argv)
     try:
-        comparison, written = collect(
-            [Path(sweep) for sweep in arguments.sweeps], arguments.baseline, arguments.output, not arguments.no_figures
-        )
+        comparison, written = collect(arguments.sweeps, arguments.baseline, arguments.output, not arguments.no_figures)
     except ToolkitError as error:
         print(error, file=sys.stderr)
         return 2
     except OSError as error:
         # A full disk names no file.
-        print(f"{error.filename or arguments.output or arguments.sweeps[0]}: {error.strerror or error}", file=sys.stderr)
+        place = error.filename or arguments.output or arguments.sweeps[0]
+        advice = ". Correct that, or say --output DIR" if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC) else ""
+        print(f"{place}: {error.strerror or error}{advice}", file=sys.stderr)
         return 2
     _show(comparison, written)
     return 0
@@ -48,6 +50,7 @@ def collect(
     Raises ConfigError for a folder that is no sweep, an unknown baseline, or where pandas or matplotlib is not installed.
     """
     sweeps = list({path.resolve(): path for path in sweeps}.values())
+    makes_output = output is not None  # the sweep's own folder is there, or was moved meanwhile and must not come back
     output = output or (sweeps[0] if len(sweeps) == 1 else None)
     if output is None:
         raise ConfigError("several sweeps: say where the table goes with --output DIR.")
@@ -55,6 +58,8 @@ def collect(
     if not gathered.arms:
         raise ConfigError(f"{sweeps[0]}: plan.json names no arm. Launch the sweep first.")
     try:
+        if makes_output:
+            output.mkdir(parents=True, exist_ok=True)
         return _write(gathered, baseline, output, with_figures)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in _EXTRA:
@@ -74,7 +79,6 @@ def _write(gathered: Gathered, baseline: str | None, output: Path, with_figures:
         gathered=gathered,
         arms=stats.summarise(gathered, chosen),
     )
-    output.mkdir(parents=True, exist_ok=True)
     files = {output / "table.md": tables.markdown(comparison), output / "runs.csv": stats.runs_csv(gathered.rows)}
     for path, text in files.items():
         write_durably(path, text.encode())
@@ -98,11 +102,11 @@ def _show(comparison: "Comparison", written: Sequence[Path]) -> None:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m hpc.collect", description="Compare the arms of one or several sweeps.")
-    parser.add_argument("sweeps", nargs="+", metavar="SWEEP", help="a sweep's folder, e.g. runs/ablation")
+    parser.add_argument("sweeps", nargs="+", metavar="SWEEP", type=folder, help="a sweep's folder, e.g. runs/ablation")
     parser.add_argument(
         "--baseline", metavar="ARM", help="arm that differences refer to (default: the one called baseline, else the first)"
     )
-    parser.add_argument("--output", type=Path, metavar="DIR", help="where the files go (default: into the sweep's folder)")
+    parser.add_argument("--output", type=folder, metavar="DIR", help="where the files go (default: into the sweep's folder)")
     parser.add_argument("--no-figures", action="store_true", help="table.md and runs.csv only, in a fraction of the time")
     return parser.parse_args(argv)
 

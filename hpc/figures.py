@@ -74,7 +74,7 @@ def draw(gathered: Gathered, folder: Path) -> list[Path]:
         "loss.png": loss_figure,
         "confusion.png": confusion_figure,
     }
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)
     written = []
     for name, make in pictures.items():
         with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE, "backend": "agg"}):

@@ -6,7 +6,6 @@ them in (but for a run that is called running for as long as its beat is young).
 """
 
 import contextlib
-import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,8 @@ from typing import Any
 
 from hpc.batch_word import known_end
 from hpc.hold import cancelled_runs
-from hpc.paths import SET_ASIDE, Plan, SweepFolder
+from hpc.no_sweep import foreign_runs, forked_from
+from hpc.paths import Plan, SweepFolder
 from hpc.states import MISSING, State, decide, is_beating
 from seresnet import attempts, journal
 from seresnet.claims import this_process
@@ -25,7 +25,6 @@ from seresnet.run_folder import RunFolder, RunRecord, TrainResult
 
 #: The ending of a failed run whose result.json or run.yaml is damaged; hpc.states says the same.
 UNREADABLE = "unreadable"
-_RUN_FOLDER_NAME = re.compile(r".+-[0-9a-f]{12}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,7 +223,7 @@ def _read_record(folder: RunFolder, run_id: str, notes: _Notes) -> RunRecord | N
     try:
         record = RunRecord.read(folder)
         if record.run_id != run_id:
-            raise ValueError(f"belongs to run {record.run_id!r}, plan.json says {run_id!r}{_forked_from(folder)}")
+            raise ValueError(f"belongs to run {record.run_id!r}, plan.json says {run_id!r}{forked_from(folder)}")
         train = record.config["train"]
         if not (conforms(train["seed"], int) and conforms(train["epochs"], int)):
             raise ValueError("train.seed or train.epochs is not a number")
@@ -257,19 +256,8 @@ def _read_history(folder: RunFolder, notes: _Notes) -> tuple[EpochRecord, ...]:
 
 
 def _note_foreign_folders(sweep: SweepFolder, plan: Plan, notes: _Notes) -> None:
-    planned = {entry.folder for entry in plan.runs.values()}
-    for path in sorted(sweep.path.iterdir()):
-        if path.name in planned or not path.is_dir() or SET_ASIDE in path.name:
-            continue
-        if _RUN_FOLDER_NAME.fullmatch(path.name) or (path / "run.yaml").exists():
-            notes.skip(path.name, f"a run that is not in plan.json{_forked_from(RunFolder(path=path))}")
-
-
-def _forked_from(folder: RunFolder) -> str:
-    with contextlib.suppress(ToolkitError, OSError):
-        parent = RunRecord.read(folder).parent
-        return f"; it is a fork of {parent}" if parent else ""
-    return ""
+    for name, what in foreign_runs(sweep.path, plan):
+        notes.skip(name, what)
 
 
 def _name(folder: RunFolder, path: Path) -> str:

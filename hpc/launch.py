@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from hpc.arguments import folder
 from seresnet.errors import ToolkitError
 
 _EXAMPLES = """\
@@ -128,7 +129,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--runs-dir",
         metavar="DIR",
-        type=Path,
+        type=folder,
         help="where sweeps lie, or where this one lies now (default: the site's runs_dir, else runs)",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and what would be sent; write nothing")

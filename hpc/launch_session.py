@@ -24,7 +24,7 @@ from hpc.paths import Plan, SweepFolder, sweep_in
 from hpc.relaunch import Wish
 from hpc.site import Site, read_site
 from hpc.sweep import PlannedRun, SweepSpec, expand, read_sweep
-from seresnet.errors import SubmissionError
+from seresnet.errors import ConfigError, SubmissionError
 
 #: Another launcher holds the lock only while it plans and writes; a snapshot on a slow file system takes seconds.
 _LOCK_WAIT_S = 120.0
@@ -103,15 +103,34 @@ def understand(request: Request, console: Console) -> Session:
     if spec.mail:
         site = replace(site, mail=spec.mail)
     runs_dir = request.runs_dir or site.folder("runs_dir") or Path("runs")
+    sweep = sweep_in(runs_dir, spec.name)
+    _tell_elsewhere(request, sweep, spec, console)
     return Session(
         request=request,
         spec=spec,
         runs=tuple(with_absolute_data(run, site) for run in expand(spec)),
-        sweep=sweep_in(runs_dir, spec.name),
+        sweep=sweep,
         site=site,
         is_local=request.local or site.scheduler == "local",
         console=console,
     )
+
+
+def _tell_elsewhere(request: Request, sweep: SweepFolder, spec: SweepSpec, console: Console) -> None:
+    """A sweep that was moved to another name must not be trained anew in silence: name it, or refuse where --runs-dir meant it."""
+    above = sweep.path.parent
+    if above.exists() and not above.is_dir():
+        raise ConfigError(f"{above}: is a file. --runs-dir takes the folder in which sweeps lie. Nothing was sent.")
+    if not (found := relaunch.elsewhere(sweep, spec.name, request.sweep_file, spec.own_text)):
+        return
+    names = " and ".join(map(str, found))
+    go_on = f"--runs-dir {shlex.quote(str(found[0]))}"
+    if request.runs_dir is not None:
+        raise ConfigError(
+            f"{sweep.path}: there is none, but this sweep is in {names}. To go on with it say {go_on}; to begin all runs anew, say a "
+            "--runs-dir without it. Nothing was sent."
+        )
+    console.print(Text(f"note: this sweep is also in {names}. This launch begins it anew in {sweep.path}; {go_on} goes on with that"))
 
 
 @contextmanager

@@ -5,6 +5,7 @@ a whole sweep, and the same command, typed again after a crash, ends with it in 
 """
 
 import argparse
+import contextlib
 import errno
 import hashlib
 import os
@@ -16,8 +17,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hpc.arguments import folder
 from seresnet.durable import parse_json
-from seresnet.errors import SubmissionError, ToolkitError
+from seresnet.errors import SubmissionError, ToolkitError, printable
 
 if TYPE_CHECKING:
     from hpc.paths import Plan
@@ -30,7 +32,7 @@ TARGET is the new folder itself; it must not exist, and the folder above it must
 copied, verified file by file (size and SHA-256) and then removed; nothing is left at the old place. It is refused while a job, a launcher,
 a mirror or a training may still write into the sweep. Interrupted, it is typed again. Then launch with --runs-dir and the folder above
 TARGET, or TARGET itself if its name is another than the sweep's.
-exit: 0 moved, 2 refused or an error: the sweep is where it was (130: Ctrl-C, the same).
+exit: 0 moved, 2 refused or an error, 130 Ctrl-C: the sweep is where it was, or the text says where it is.
 """
 
 
@@ -39,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         for line in move(args.sweep, args.target):
-            print(line)
+            print(printable(line))
     except ToolkitError as error:
         print(error, file=sys.stderr)
         return 2
@@ -57,8 +59,8 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("sweep", metavar="SWEEP", type=Path, help="the sweep's folder, such as runs/ablation")
-    parser.add_argument("target", metavar="TARGET", type=Path, help="its new folder")
+    parser.add_argument("sweep", metavar="SWEEP", type=folder, help="the sweep's folder, such as runs/ablation")
+    parser.add_argument("target", metavar="TARGET", type=folder, help="its new folder")
     return parser
 
 
@@ -88,6 +90,11 @@ class _Places:
         """In the new folder until the old one is gone: what the old one looked like when it was copied."""
         return self.target / ".moved.json"
 
+    @property
+    def note(self) -> Path:
+        """In the old folder while it is copied: where the draft is, for a later call to another target. Like a lock it is no content."""
+        return self.source / ".moving.lock"
+
 
 def move(sweep: Path, target: Path) -> list[str]:
     """Do it, or go on with it; what to tell the user. Raises ToolkitError: then the sweep is whole where it was."""
@@ -96,30 +103,47 @@ def move(sweep: Path, target: Path) -> list[str]:
     try:
         return _finish(places) if _is_ours(places) else _move(places)
     except OSError as error:
-        whole = places.source if places.source.exists() else places.target
-        raise SubmissionError(
-            f"{error.filename or target}: {error.strerror or error}. The sweep is whole in {whole}. Correct that and type the same again."
-        ) from error
+        raise SubmissionError(f"{error.filename or target}: {error.strerror or error}. {_whereabouts(places)}") from error
 
 
 def _place(path: Path) -> Path:
-    path = path.absolute()
-    return path.parent.resolve() / path.name
+    try:
+        path = path.absolute()
+        return path.resolve() if path.name == ".." else path.parent.resolve() / path.name
+    except (OSError, RuntimeError) as error:  # a loop of links; a working directory that is gone
+        raise SubmissionError(f"{path}: {error}. Give the whole path of a folder. Nothing was moved.") from error
+
+
+def _whereabouts(places: _Places) -> str:
+    """What is whole where, after an error."""
+    whole = [str(place) for place in (places.source, places.target) if (place / "plan.json").exists()]
+    if not whole:
+        return f"No sweep is in {places.source} now: somebody else moved or removed it."
+    return f"The sweep is whole in {' and in '.join(whole)}. Correct that and type the same again."
 
 
 def _move(places: _Places) -> list[str]:
-    from hpc import locks
+    from hpc import locks, tree_copy
     from hpc.paths import Plan, SweepFolder
     from hpc.sweep_users import users
 
     sweep = SweepFolder(places.source)
+    if not places.source.exists() and (places.target / "plan.json").exists():
+        return _already(places)
     plan = Plan.read(sweep)
     _refuse_names(places)
     with locks.holding(sweep.launch_lock) as is_mine:
         if not is_mine:
-            raise SubmissionError(f"{sweep.path}: a launcher is at work here. Nothing was moved. Try again when it is done.")
+            raise SubmissionError(
+                f"{sweep.path}: a launcher is at work here, or another hpc.move. Nothing was moved. Try again when it is done."
+            )
+        if link := next(tree_copy.links_out(places.source), None):
+            raise SubmissionError(
+                f"{link}: leads out of the sweep by a relative way, {link.readlink()}. Make it absolute. Nothing was moved."
+            )
         if found := users(sweep, plan):
             raise SubmissionError("\n".join([f"{sweep.path} is in use. Nothing was moved.", *(f"  {line}" for line in found)]))
+        said = _remove_leftover(places)
         source = _source_from(places, plan.source)
         try:
             os.rename(places.source, places.target)
@@ -130,7 +154,16 @@ def _move(places: _Places) -> list[str]:
         else:
             _make_durable(places)
             replace(plan, source=source).write(SweepFolder(places.target))
-    return _said(places, plan.sweep)
+    return [*said, *_said(places)]
+
+
+def _already(places: _Places) -> list[str]:
+    """The same command after it was done."""
+    from hpc.paths import Plan, SweepFolder
+
+    if Plan.read(SweepFolder(places.target)).sweep != places.source.name:
+        raise SubmissionError(f"{places.source}: there is none. A sweep is in {places.target}: if it is this one, it was moved already.")
+    return [f"{places.source} is gone and the sweep is in {places.target} already: nothing to move", *_how_to_go_on(places)]
 
 
 def _refuse_names(places: _Places) -> None:
@@ -139,13 +172,19 @@ def _refuse_names(places: _Places) -> None:
     problem = None
     if source.is_symlink():
         problem = f"{source}: is a link. Give the folder that it names, {source.resolve()}."
+    elif target == source:
+        problem = f"{target}: is where the sweep is. Give another place."
     elif os.path.lexists(target):
         inside = f", or {target / source.name} to put it in there" if target.is_dir() else ""
         problem = f"{target}: exists. Give a name that is free{inside}."
-    elif not target.parent.is_dir():
-        problem = f"{target.parent}: no such folder. `mkdir -p {shlex.quote(str(target.parent))}` first."
+    elif file := next((above for above in target.parents if above.exists() and not above.is_dir()), None):
+        problem = f"{target}: {file} is a file, no folder can be in it. Give another place."
     elif target.parent.resolve().is_relative_to(source.resolve()):
         problem = f"{target}: lies in {source}. Give a place outside of the sweep."
+    elif not target.parent.is_dir():
+        problem = f"{target.parent}: no such folder. `mkdir -p {shlex.quote(str(target.parent))}` first."
+    elif not str(target).isprintable():
+        problem = f"{target}: has a letter that cannot be printed, which plan.json or a log could not name. Give another name."
     if problem:
         raise SubmissionError(f"{problem} Nothing was moved.")
 
@@ -170,15 +209,34 @@ def _copy(places: _Places, plan: "Plan") -> None:
     if places.draft.exists():
         shutil.rmtree(places.draft)  # of a call that was killed
     try:
+        places.note.write_text(str(places.draft))
         looks = tree_copy.copy(places.source, places.draft)
         plan.write(SweepFolder(places.draft))
+        (places.draft / places.note.name).unlink()
         write_json_durably(places.draft / places.mark.name, {"source": str(places.source), "looks": looks})
         os.rename(places.draft, places.target)
     except BaseException:
         shutil.rmtree(places.draft, ignore_errors=True)
+        places.note.unlink(missing_ok=True)
         raise
     _make_durable(places)
     _remove(places)
+
+
+def _remove_leftover(places: _Places) -> list[str]:
+    """Remove the draft of a killed call to another target, if it is that by its name; what was done."""
+    try:
+        draft = Path(places.note.read_text())
+    except (OSError, ValueError):
+        return []
+    places.note.unlink()
+    earlier = replace(places, target=draft.with_name(draft.name[1:].rpartition(".moving-")[0] or "x"))
+    if earlier.draft == places.draft or not os.path.lexists(draft):
+        return []
+    if earlier.draft != draft or draft.is_symlink():
+        return [f"{draft}: may be what an earlier hpc.move has left. Look, and remove it"]
+    shutil.rmtree(draft, ignore_errors=True)
+    return [f"{'could not remove' if draft.exists() else 'removed'} {draft}, the unfinished copy of an earlier call"]
 
 
 def _is_ours(places: _Places) -> bool:
@@ -193,20 +251,21 @@ def _is_ours(places: _Places) -> bool:
 def _finish(places: _Places) -> list[str]:
     """Remove the old folder that an earlier call has left, unless somebody has worked in it since."""
     from hpc import locks, tree_copy
-    from hpc.paths import Plan, SweepFolder
+    from hpc.paths import SweepFolder
 
-    plan = Plan.read(SweepFolder(places.target))
     if not places.source.exists():
         _remove(places)
-        return _said(places, plan.sweep)
+        return _said(places)
     with locks.holding(SweepFolder(places.source).launch_lock) as is_mine:
-        if not is_mine or tree_copy.looks_of(places.source) != parse_json(places.mark.read_text()).get("looks"):
+        if not is_mine:
+            raise SubmissionError(f"{places.source}: a launcher or another hpc.move is at work here. Try again when it is done.")
+        if tree_copy.looks_of(places.source) != parse_json(places.mark.read_text()).get("looks"):
             raise SubmissionError(
                 f"{places.source}: was used after it had been copied to {places.target}, so neither was removed. "
                 f"Move the one away that you do not want; if that is the old one, remove {places.mark} as well."
             )
         _remove(places)
-    return _said(places, plan.sweep)
+    return _said(places)
 
 
 def _remove(places: _Places) -> None:
@@ -225,18 +284,29 @@ def _remove(places: _Places) -> None:
 def _make_durable(places: _Places) -> None:
     from seresnet.durable import fsync_folder
 
-    for folder in {places.target.parent, places.source.parent}:
-        fsync_folder(folder)
+    for place in {places.target.parent, places.source.parent}:
+        fsync_folder(place)
 
 
 # --- words ---
 
 
-def _said(places: _Places, name: str) -> list[str]:
-    runs_dir = places.target.parent if places.target.name == name else places.target
+def _said(places: _Places) -> list[str]:
+    return [f"moved {places.source} to {places.target}", *_how_to_go_on(places)]
+
+
+def _how_to_go_on(places: _Places) -> list[str]:
+    from hpc.paths import Plan, Submissions, SweepFolder
+    from hpc.status_view import command
+
+    sweep = SweepFolder(places.target)
+    plan, last = Plan.read(sweep), None
+    with contextlib.suppress(ToolkitError):
+        last = next(reversed(Submissions.read(sweep).submissions), None)
+    runs_dir = places.target.parent if places.target.name == plan.sweep else places.target
     return [
-        f"moved {places.source} to {places.target}",
-        f"to go on there: python -m hpc.launch --sweep FILE --runs-dir {shlex.quote(str(runs_dir))}",
+        f"to go on there: {command(sweep, plan, last, f' --runs-dir {shlex.quote(str(runs_dir))}')}",
+        "a launch without this --runs-dir does not find it and begins all runs anew, unless its site's runs_dir is that folder",
     ]
 
 

@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from hpc.no_sweep import SET_ASIDE, what_it_is
 from seresnet.durable import parse_json, write_durably
 from seresnet.errors import ConfigError
 from seresnet.run_folder import RunFolder
 
 PLAN_SCHEMA = 1
 SUBMISSION_SCHEMA = 1
-#: Between the name of a run's folder and a number: that training was set aside, see set_aside_folders.
-SET_ASIDE = ".set-aside-"
 
 WandbMode = Literal["auto", "online", "offline", "disabled"]
 
@@ -135,7 +134,8 @@ class Plan:
     def read(cls, folder: SweepFolder) -> "Plan":
         """Raises ConfigError when there is no plan, or not one of this version."""
         if not folder.plan.exists():
-            raise ConfigError(f"{folder.plan}: there is none. Is this the folder of a sweep? Launch it first.")
+            hint = what_it_is(folder.path) or "Is this the folder of a sweep? Launch it first."
+            raise ConfigError(f"{folder.plan}: there is none. {hint}")
         value = _read(folder.plan, PLAN_SCHEMA, "Cancel what is queued, move it away and launch again: run folders keep what they have.")
         try:
             plan = cls(

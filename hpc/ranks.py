@@ -230,13 +230,14 @@ class RankGroup:
 def culprit_of(failed: Sequence[int], statuses: Mapping[int, int]) -> int | None:
     """Of ranks that failed at about the same time, in the order of their deaths, the one that explains the others.
 
-    A rank whose peer is gone fails by itself within milliseconds, with an error of its own or as hung: it explains nothing.
+    A rank whose peer is gone fails by itself within milliseconds, with an error of its own: it explains nothing. A watchdog is patient
+    for longer than ranks live after a crash, so where one has spoken, the hang came first.
     """
 
     def rank_of_evidence(rank: int) -> int:
         if statuses[rank] in (Exit.USER_ERROR, Exit.DIVERGED, Exit.GPU_OUT_OF_MEMORY, Exit.FENCED):
             return 0
-        return 1 if statuses[rank] < 0 else 3 if statuses[rank] == Exit.WATCHDOG else 2
+        return 1 if statuses[rank] < 0 else 2 if statuses[rank] == Exit.WATCHDOG else 3
 
     return min(failed, key=rank_of_evidence, default=None)
 

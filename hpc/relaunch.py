@@ -4,6 +4,7 @@ Pure but for a look at the code snapshots; hpc.draft puts the answers together a
 nothing that has been trained is trained again, dropped or mixed with other code unless the command line says so.
 """
 
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from hpc import code_snapshot
+from hpc.no_sweep import sweeps_in
 from hpc.paths import Plan, Submissions, SweepFolder
 from hpc.states import MISSING, OWNED, Queue, RunState, State
 from hpc.sweep import PlannedRun
@@ -55,17 +57,32 @@ def source_of(file: Path, sweep: SweepFolder) -> str:
 def check_source(old: Plan | None, source: str, sweep: SweepFolder, text: str = "") -> None:
     """Raise ConfigError if the folder was made by another file. Plans of earlier versions do not say: any file will do.
 
-    text: of the file. Where the recorded one is not there, because the sweep's folder was moved, one that says the same is the same.
+    text: of the file. Where the recorded one is not there, because the sweep's folder was moved, one of its name that says the same is
+    the same.
     """
     if old is None or old.source is None or old.source == source:
         return
-    if text and not (sweep.path / old.source).exists() and _is_kept_copy(sweep.sweep_yaml, text):
+    is_gone = Path(old.source).name == Path(source).name and not (sweep.path / old.source).exists()
+    if text and is_gone and _is_kept_copy(sweep.sweep_yaml, text):
         return
     first, second = (os.path.relpath(sweep.path.resolve() / name) for name in (old.source, source))
     raise ConfigError(
         f"{second}: name: {old.sweep!r} is the sweep of {first}, which has {sweep.path}. Give this one another name:, or say --renamed "
         "if it is the same sweep and its file, or its folder, was moved or renamed. Nothing was sent."
     )
+
+
+def elsewhere(sweep: SweepFolder, name: str, file: Path, text: str) -> list[Path]:
+    """Folders beside the one where this sweep would be, which is not there: those that hold it under another name."""
+    found = []
+    for path in sweeps_in(sweep.path.parent) if not sweep.plan.exists() else []:
+        with contextlib.suppress(ConfigError, OSError):  # another user's
+            other = SweepFolder(path)
+            plan = Plan.read(other)
+            if plan.sweep == name and plan.source is not None:
+                check_source(plan, source_of(file, other), other, text)
+                found.append(path)
+    return found
 
 
 def _is_kept_copy(kept: Path, text: str) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hpc.arguments import folder
 from seresnet.errors import ConfigError, ToolkitError
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=_EPILOG + JSON_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("sweep", metavar="SWEEP", type=Path, help="the sweep's folder, such as runs/ablation")
+    parser.add_argument("sweep", metavar="SWEEP", type=folder, help="the sweep's folder, such as runs/ablation")
     parser.add_argument("--watch", action="store_true", help="look again and again; with --logs follow the log")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--json", action="store_true", help="one JSON document for programs")
@@ -60,11 +61,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _run(args: argparse.Namespace) -> int:
     """Raises ConfigError for a folder that is no sweep's, or a run that is not in it."""
+    from hpc.no_sweep import what_it_is
     from hpc.paths import SweepFolder
 
     sweep = SweepFolder(args.sweep)
     if not sweep.plan.exists():
-        raise ConfigError(f"{args.sweep}: no plan.json here, so this is not the folder of a launched sweep.{_nearby(args.sweep)}")
+        hint = what_it_is(args.sweep) or _nearby(args.sweep)
+        raise ConfigError(f"{args.sweep}: no plan.json here, so this is not the folder of a launched sweep. {hint}".rstrip())
     if args.logs:
         from hpc import status_logs
 
@@ -103,11 +106,12 @@ def exit_code(rows: Sequence["RunProgress"]) -> int:
 
 
 def _nearby(path: Path) -> str:
-    """The sweeps beside or below a folder that is none itself."""
-    for folder in (path, Path("runs"), path.parent):
-        found = sorted(plan.parent for plan in folder.glob("*/plan.json")) if folder.is_dir() else []
-        if found:
-            return f" Sweeps: {', '.join(str(sweep) for sweep in found[:10])}."
+    """The sweeps near a folder that is none itself."""
+    from hpc.no_sweep import sweeps_in
+
+    for place in (Path("runs"), path.parent):
+        if found := sweeps_in(place):
+            return f"Sweeps: {', '.join(str(sweep) for sweep in found[:10])}."
     return ""
 
 

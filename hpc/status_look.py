@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from hpc import hold, low_use, queues
 from hpc.canceller import may_be_cancelled, refine, who_cancelled
 from hpc.forecast import likely_done
+from hpc.no_sweep import foreign_runs
 from hpc.paths import Plan, Submission, Submissions, SweepFolder, submission_id
 from hpc.progress_view import RunProgress, progress_of
 from hpc.spent import by_job_id
@@ -70,6 +71,7 @@ def take(sweep: SweepFolder, memory: Memory | None = None, ask_every_s: float = 
     if queue.problem:
         notes.append(f"{queue.problem}; runs that it may have are shown as queued")
     notes += _never_started(sweep, states, submissions, queue)
+    notes += [f"{name}: {what}" for name, what in foreign_runs(sweep.path, plan)]
     now = time.time()
     return Look(
         sweep=sweep,

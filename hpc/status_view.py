@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rich.text import Text
 
-from hpc.paths import Submission
+from hpc.paths import Plan, Submission, SweepFolder
 from hpc.pending import plain_reason
 from hpc.plan_view import count, state_style, states_text
 from hpc.progress_view import RunProgress, duration, one_line, percent
@@ -131,9 +131,14 @@ def launch_command(look: Look) -> str:
     if not look.submissions and all(row.run.task and "/" not in row.run.task for row in look.rows):
         return "start it as before (sbatch/train.sh or python -m hpc.supervisor)"
     last = look.submissions[-1] if look.submissions else None
+    return command(look.sweep, look.plan, last, _runs_dir(look, last))
+
+
+def command(sweep: SweepFolder, plan: Plan, last: Submission | None, runs_dir: str) -> str:
+    """The launch of this sweep as it was typed the last time; runs_dir: ` --runs-dir DIR` or nothing."""
     local = " --local" if last and last.mode == "local" and last.site.get("scheduler") == "slurm" else ""
-    words = "".join(f" {shlex.quote(text)}" for text in look.plan.overrides)
-    return f"python -m hpc.launch --sweep {_source(look)}{words}{_runs_dir(look, last)}{local}"
+    words = "".join(f" {shlex.quote(text)}" for text in plan.overrides)
+    return f"python -m hpc.launch --sweep {_source(sweep, plan)}{words}{runs_dir}{local}"
 
 
 def _runs_dir(look: Look, last: Submission | None) -> str:
@@ -147,10 +152,10 @@ def _runs_dir(look: Look, last: Submission | None) -> str:
     return f" --runs-dir {shlex.quote(folder)}"
 
 
-def _source(look: Look) -> str:
-    if look.plan.source is None:
+def _source(sweep: SweepFolder, plan: Plan) -> str:
+    if plan.source is None:
         return "YOUR_SWEEP.yaml"
-    path = Path(os.path.normpath(look.sweep.path / look.plan.source))
+    path = Path(os.path.normpath(sweep.path / plan.source))
     relative = Path(os.path.relpath(path))
     return shlex.quote(str(path if relative.parts[:2] == ("..", "..") else relative))
 

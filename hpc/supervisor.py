@@ -84,7 +84,8 @@ def _exit_code(task: Task, run_ids: Sequence[str], pack: PackRunner) -> int:
 def _has_result(task: Task, run_id: str) -> bool:
     folder = task.sweep.run_folder(run_id, task.plan)
     with contextlib.suppress(ToolkitError):
-        return is_finished(folder, RunRecord.read(folder).epochs)
+        record = RunRecord.read(folder)
+        return record.run_id == run_id and is_finished(folder, record.epochs)
     return False
 
 

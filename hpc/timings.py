@@ -234,9 +234,17 @@ def _check_report(report: Mapping[str, Any]) -> None:
 def _sibling_runs(sweep: SweepFolder) -> dict[str, list[RunFolder]]:
     """Shape -> folders of runs of the sweeps beside this one, the newest sweeps first."""
     plans = [entry / "plan.json" for entry in map(Path, _entries(sweep.path.parent)) if entry.name != sweep.path.name]
-    dated = sorted(((path.stat().st_mtime, path) for path in plans if path.is_file()), reverse=True)
+    dated = sorted(((written, path) for path in plans if (written := _written(path)) is not None), reverse=True)
     folders = (folder for _, path in dated[:SIBLINGS] for folder in _one_run_an_arm(SweepFolder(path.parent)))
     return _by_shape(_first(SIBLING_RUNS, folders))
+
+
+def _written(path: Path) -> float | None:
+    """When a plan was; None where there is none, or where the folder is another user's: an estimate goes without."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return None
 
 
 def _by_shape(folders: Iterable[RunFolder]) -> dict[str, list[RunFolder]]:
@@ -254,11 +262,11 @@ def _by_shape(folders: Iterable[RunFolder]) -> dict[str, list[RunFolder]]:
 def _one_run_an_arm(sweep: SweepFolder) -> Iterator[RunFolder]:
     try:
         plan = Plan.read(sweep)
-    except ConfigError:
+    except (ConfigError, OSError):
         return
     for run_ids in plan.arms.values():
         folders = (sweep.run_folder(run_id, plan) for run_id in run_ids if run_id in plan.runs)
-        yield from _first(1, (folder if folder.metrics.is_dir() else None for folder in folders))
+        yield from _first(1, (folder if _entries(folder.metrics) else None for folder in folders))
 
 
 def _config(folder: RunFolder) -> Mapping[str, Any] | None:

@@ -52,6 +52,19 @@ def looks_of(source: Path) -> str:
     return digest.hexdigest()
 
 
+def links_out(source: Path, folder: Path | None = None) -> Iterator[Path]:
+    """Links that name by a relative way what lies outside of the folder: elsewhere they would lead to something else, or nowhere."""
+    with os.scandir(folder or source) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            path = Path(entry.path)
+            if entry.is_symlink():
+                leads_to = Path(os.path.normpath(path.parent / path.readlink()))
+                if not path.readlink().is_absolute() and not leads_to.is_relative_to(source):
+                    yield path
+            elif entry.is_dir(follow_symlinks=False):
+                yield from links_out(source, path)
+
+
 def _walk(source: Path) -> Iterator[tuple[Path, os.stat_result]]:
     """The folder and everything below it, folders before what is in them. Raises SubmissionError for sockets and the like."""
     facts = source.lstat()
@@ -65,9 +78,12 @@ def _walk(source: Path) -> Iterator[tuple[Path, os.stat_result]]:
 
 def _refuse_too_large(source: Path, target: Path) -> None:
     needed = sum(facts.st_size for _, facts in _walk(source) if stat.S_ISREG(facts.st_mode))
-    free = shutil.disk_usage(target.parent).free
+    room = shutil.disk_usage(target.parent)
+    free = room.free
+    if not room.total:
+        raise SubmissionError(f"{target.parent}: belongs to a file system that holds no files of yours. Give another. Nothing was moved.")
     if needed > free:
-        raise SubmissionError(f"{target.parent}: has {free / 1e9:.1f} GB free, the sweep has {needed / 1e9:.1f} GB. Nothing was moved.")
+        raise SubmissionError(f"{target.parent}: has {free / 1e9:.3f} GB free, the sweep has {needed / 1e9:.3f} GB. Nothing was moved.")
 
 
 def _link_target(path: Path, source: Path) -> str:

@@ -6,6 +6,7 @@ checkpoint_view.py's. One invariant: list and verify change nothing.
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -145,6 +146,16 @@ def _print_json(documents: object) -> None:
     print(json.dumps({"schema": 1, "runs": documents}, indent=1))
 
 
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:  # a watch until nan would be over before it began
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds. Use 0 or more")
+    return value
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m seresnet.checkpoint", description="Look at a run's checkpoints, check them, mend them."
@@ -158,7 +169,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--dry-run", action="store_true", help="say what would be done, and change nothing")
             command.add_argument(
                 "--watch-s",
-                type=float,
+                type=_seconds,
                 default=90.0,
                 metavar="S",
                 help="how long a beat must stand still to prove its owner gone (default 90)",

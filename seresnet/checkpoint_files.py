@@ -18,7 +18,7 @@ from seresnet.attempts import Claim, newest_generation, read_claims
 from seresnet.durable import DISK, Files, canonical_json, parse_json, remove
 from seresnet.errors import CheckpointError, ConfigError
 from seresnet.record_types import misfits
-from seresnet.run_folder import CheckpointName, RunFolder
+from seresnet.run_folder import CheckpointName, Parent, RunFolder, RunRecord
 
 log = logging.getLogger(__name__)
 
@@ -190,7 +190,8 @@ def candidates(names: Iterable[CheckpointName], claim: Claim | None) -> list[Che
 def kept(headers: Mapping[CheckpointName, Header], last: int = KEPT_STEPS, boundaries: int = 2) -> set[CheckpointName]:
     """Of verified files, those that retention keeps: of the last steps, the last epoch boundaries, the best of each of these, the final.
 
-    Steps are counted, not files: the last step of an epoch can have several (before its evaluation, as the best, as the final).
+    Steps are counted, not files: the last step of an epoch can have several (before its evaluation, as the best, as the final). A step
+    that several generations have saved counts once, by the newest of them: after a fall-back there are two bits of one place.
     """
     order = sorted(headers)
     boundary = {name for name in order if headers[name].epoch_boundary}
@@ -202,8 +203,11 @@ def kept(headers: Mapping[CheckpointName, Header], last: int = KEPT_STEPS, bound
 
 
 def _of_last_steps(order: list[CheckpointName], count: int) -> set[CheckpointName]:
-    steps = sorted({_place(name) for name in order})[-count:]
-    return {name for name in order if _place(name) in steps}
+    newest: dict[int, tuple[int, int]] = {}  # step -> its newest place
+    for name in order:
+        newest[name.step] = _place(name)
+    places = sorted(newest.values())[-count:]
+    return {name for name in order if _place(name) in places}
 
 
 def delete_superseded(
@@ -310,11 +314,33 @@ def _refuse_to_start_over(folder: RunFolder, claim: Claim | None, reasons: list[
     if claim is not None and claim.base is not None and not any(reason.startswith(claim.base) for reason in reasons):
         reasons = [*reasons, f"{claim.base} is gone, and claim {claim.generation} started from it"]
     reasons = [*reasons, *(f"bad/{name} was set aside before" for name in files.names(folder.set_aside))]
+    if (parent := parent_of(folder)) is not None:
+        why = f" ({'; '.join(reasons)})" if reasons else ""
+        raise CheckpointError(
+            f"{folder.checkpoints}: this run is a fork of {parent}, and its state is gone{why}. {fork_again(folder, parent)}"
+        )
     if reasons:
         raise CheckpointError(
             f"{folder.checkpoints}: no checkpoint can be trusted: {'; '.join(reasons)}. "
             f"Restore one from a backup, or move {_move_hint(folder.checkpoints)} away to start this run over."
         )
+
+
+def parent_of(folder: RunFolder) -> Parent | None:
+    """What run.yaml says that the run was forked from; None also where it cannot be read."""
+    try:
+        return RunRecord.read(folder).parent
+    except ConfigError:
+        return None
+
+
+def fork_again(folder: RunFolder, parent: Parent) -> str:
+    """What to do about a fork without a checkpoint to be trusted: begun at step 0 it would be another run under the fork's id."""
+    aside = f"move {_move_hint(folder.checkpoints)} away, if they are there, and " if folder.checkpoints.exists() else ""
+    return (
+        f"Restore a checkpoint from a backup; or {aside}fork it again: "
+        f"--config FILE --run-dir {folder.path} --fork PARENT/ckpt/{parent.checkpoint}"
+    )
 
 
 def _move_hint(checkpoints: Path) -> str:

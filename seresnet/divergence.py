@@ -14,6 +14,7 @@ from seresnet.checkpoint_files import Header
 from seresnet.checkpoint_writer import decode, write_checkpoint
 from seresnet.durable import DISK, Files
 from seresnet.engine import Engine
+from seresnet.errors import CheckpointError
 from seresnet.replay import MOST_SUSPECT, Boundary, Replay, find_boundary, read_replays, rewind, write
 from seresnet.run_folder import RunFolder, RunRecord
 from seresnet.state import TrainState
@@ -63,7 +64,11 @@ class Replays:
             self.running = known[-1] if known and known[-1].outcome is None else None
             if self.running is not None and not self.running.is_rewound:
                 boundary = self._boundary(self.running.from_step + 1)
-                self.running = self._rewind(self.running, boundary or Boundary(), initial_state)
+                if boundary is None:  # a fork: first weights of its own would make it another run
+                    raise CheckpointError(
+                        f"{self._folder.checkpoints}: nothing of step {self.running.from_step} or before is left to replay from"
+                    )
+                self.running = self._rewind(self.running, boundary, initial_state)
         self.running = self._world.broadcast_object(self.running)
         if self.running is not None:
             log.info("replay_goes_on number=%d %s", self.running.number, self.running)

@@ -5,14 +5,14 @@ file of generation 0 is durable, every start of the folder knows that it is a fo
 """
 
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from seresnet import checkpoint_files, journal
 from seresnet.attempts import newest_claim
 from seresnet.checkpoint_files import Header, TrustedFile, candidates, digest_of, list_checkpoints, metadata, read_record, read_trusted
-from seresnet.config import RunConfig, iter_keys, run_id, to_dict
+from seresnet.config import RunConfig, iter_keys, run_id, schedule_epochs, to_dict
 from seresnet.config_file import config_from_dict
 from seresnet.durable import write_durably
 from seresnet.errors import CheckpointError, ConfigError
@@ -40,6 +40,7 @@ class Fork:
 
     origin: Origin
     payload: bytes  # of the parent's checkpoint
+    steps_per_epoch: int | None = None  # as the parent's journal has it; None where it has no epoch yet
 
 
 def plan_fork(source: Path, config: RunConfig) -> Fork:
@@ -55,7 +56,8 @@ def plan_fork(source: Path, config: RunConfig) -> Fork:
     name, digest = found.name, state_digest_of(found.payload)
     parent = Parent(run_id=record.run_id, slug=record.slug, step=name.step, checkpoint=str(name), state_digest=digest, parent=record.parent)
     marks = tuple(f"parent {record.run_id}: {mark}" for mark in record.marks)
-    return Fork(origin=Origin(parent=parent, pinned=record.pinned, marks=marks), payload=found.payload)
+    size = next((line.step // line.epoch for line in journal.read(folder) if line.step % line.epoch == 0), None)
+    return Fork(origin=Origin(parent=parent, pinned=record.pinned, marks=marks), payload=found.payload, steps_per_epoch=size)
 
 
 def refuse_other_parent(folder: RunFolder, source: Path, known: Parent) -> None:
@@ -73,6 +75,18 @@ def refuse_other_parent(folder: RunFolder, source: Path, known: Parent) -> None:
         )
 
 
+def plan_again(folder: RunFolder, source: Path, config: RunConfig, known: Parent) -> Fork:
+    """For a fork that has lost all of its checkpoints: its parent's state once more, from the very file that it began with.
+
+    Raises as plan_fork does.
+    """
+    found, _ = _named(source)
+    fork = plan_fork(found.checkpoints / known.checkpoint, config)
+    if fork.origin.parent.state_digest != known.state_digest:
+        raise ConfigError(f"{folder.path}: was forked from {known}, whose state {source} no longer holds. Choose a new folder.")
+    return replace(fork, origin=replace(fork.origin, parent=known))
+
+
 def origin_of(folder: RunFolder) -> Origin | None:
     """What the folder was forked from, by its file of generation 0; None for a run of its own."""
     found = _imported(folder)
@@ -82,16 +96,15 @@ def origin_of(folder: RunFolder) -> Origin | None:
 def import_parent(folder: RunFolder, fork: Fork, config: RunConfig) -> str:
     """Write the parent's state into the folder as its checkpoint of generation 0, durably; the name of the file to begin with.
 
-    Done again it changes nothing. Raises ConfigError, with nothing written, where the network has other tensors or the folder another
-    parent.
+    Done again it changes nothing. Raises ConfigError, with nothing written, where the folder has another parent.
     """
     known = [name for name, origin in _imported(folder) if origin.parent == fork.origin.parent]
     others = [str(name) for name in list_checkpoints(folder) if name not in known]
     if not known and others:
         raise ConfigError(f"{folder.checkpoints}: holds checkpoints already, such as {others[0]}. A fork needs a folder of its own.")
     if not known:
-        _refuse_other_tensors(fork, config)
         known = [_write(folder, fork)]
+        log.info("forked parent=%s as=%s %s", fork.origin.parent.run_id, known[0], _going_on(fork, config))
     # A claim from before the import, which names no base, would hide the file.
     return str(checkpoint_files.newest_trusted(folder) or known[0])
 
@@ -109,12 +122,27 @@ def _named(source: Path) -> tuple[RunFolder, CheckpointName | None]:
     name = CheckpointName.parse(source.name)
     if name is not None and source.parent.name == "ckpt":
         return RunFolder(path=source.parent.parent), name
-    raise ConfigError(f"--fork {source}: neither the folder of a run nor a checkpoint in its ckpt/. Give the folder that holds run.yaml.")
+    if name is not None and source.parent.name == "bad":
+        raise ConfigError(f"--fork {source}: lies in ckpt/bad/, because it is damaged or suspect. {_there_are(source.parent.parent)}")
+    missing = "there is no such file or folder" if not source.exists() else "neither the folder of a run nor a checkpoint in its ckpt/"
+    raise ConfigError(f"--fork {source}: {missing}. {_there_are(source.parent) or 'Give the folder that holds run.yaml.'}")
+
+
+def _there_are(checkpoints: Path) -> str:
+    """Which files somebody may have meant, newest first."""
+    if checkpoints.name != "ckpt":
+        return ""
+    names = list_checkpoints(RunFolder(path=checkpoints.parent))[::-1]
+    more = f", and {len(names) - 6} more" if len(names) > 6 else ""
+    return f"There are: {', '.join(map(str, names[:6]))}{more}." if names else f"{checkpoints} holds no checkpoint."
 
 
 def _chosen(folder: RunFolder, name: CheckpointName) -> TrustedFile:
     try:
         payload = read_trusted(folder, name)
+    except FileNotFoundError as error:
+        place = folder.checkpoints / str(name)
+        raise CheckpointError(f"{place}: there is no such file. {_there_are(folder.checkpoints)}") from error
     except OSError as error:
         raise CheckpointError(f"{folder.checkpoints / str(name)}: cannot be read: {error.strerror or error}. Name another.") from error
     if payload is None:
@@ -160,7 +188,8 @@ def _refuse_nothing_to_train(folder: RunFolder, config: RunConfig, name: Checkpo
         )
 
 
-def _refuse_other_tensors(fork: Fork, config: RunConfig) -> None:
+def refuse_other_tensors(fork: Fork, config: RunConfig) -> None:
+    """Raise ConfigError with a diff where the config's network or optimiser cannot take the parent's state. Needs torch."""
     renamed = read_record(fork.payload)["renamed"]
     saved = {renamed.get(name, name): _text(place) for name, place in layout(fork.payload).items()}
     own = _own_tensors(config, classes=_classes(fork))
@@ -204,8 +233,19 @@ def _write(folder: RunFolder, fork: Fork) -> CheckpointName:
     name = CheckpointName(generation=0, step=header.step, digest=digest_of(payload))
     folder.create()
     write_durably(folder.checkpoints / str(name), payload)
-    log.info("forked parent=%s step=%d as=%s", fork.origin.parent.run_id, header.step, name)
     return name
+
+
+def _going_on(fork: Fork, config: RunConfig) -> str:
+    """Where in its schedule the fork goes on: the rate is that of the parent's epoch, not of a first one."""
+    from seresnet.optim import learning_rate
+
+    step, size = fork.origin.parent.step, fork.steps_per_epoch
+    if size is None:
+        return f"step={step}"
+    horizon = schedule_epochs(config)
+    rate = learning_rate(config.optim, horizon, step // size)
+    return f"step={step} epoch={step // size + 1} lr={rate:.4g} ({config.optim.schedule}, epoch {step // size + 1} of {horizon})"
 
 
 def _imported(folder: RunFolder) -> list[tuple[CheckpointName, Origin]]:
@@ -214,6 +254,9 @@ def _imported(folder: RunFolder) -> list[tuple[CheckpointName, Origin]]:
     for name in list_checkpoints(folder):
         payload = read_trusted(folder, name) if name.generation == 0 else None
         value = None if payload is None else read_record(payload)["fork"]
-        if isinstance(value, dict) and (parent := Parent.of(value.get("parent"))) is not None:
-            found.append((name, Origin(parent=parent, pinned=value.get("pinned"), marks=tuple(value.get("marks") or ()))))
+        try:
+            if isinstance(value, dict) and (parent := Parent.of(value.get("parent"))) is not None:
+                found.append((name, Origin(parent=parent, pinned=value.get("pinned"), marks=tuple(value.get("marks") or ()))))
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(f"{folder.checkpoints / str(name)}: not the file of a fork: {error}. Move it away.") from error
     return found

@@ -18,27 +18,9 @@ from seresnet.durable import DISK, parse_json
 from seresnet.errors import CheckpointError, ConfigError, ToolkitError
 from seresnet.journal import EpochRecord
 from seresnet.pinning import expected_id
+from seresnet.replay import Replay
 from seresnet.run_folder import CheckpointName, RunFolder, RunRecord, TrainResult
 from seresnet.tensor_file import layout, state_digest_of
-
-#: ok; damaged: other bytes than the name promises; renamed: proved good, under a name that no start looks for; unproven: reads like a
-#: checkpoint, but nothing says that its bytes are the right ones; newer: a newer version's; temp: of a save that was not committed.
-Condition = Literal["ok", "damaged", "renamed", "unproven", "unreadable", "newer", "temp", "foreign"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class FileLook:
-    """One file of ckpt/ or ckpt/bad/."""
-
-    path: Path
-    is_set_aside: bool  # in bad/
-    condition: Condition
-    name: CheckpointName | None = None  # what the content says; where that is no word to trust, what the file is called
-    header: Header | None = None
-    fault: str = ""
-    size: int = 0
-    time: float = 0.0  # unix time of its last change
-
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
@@ -64,13 +46,18 @@ class RunLook:
     record: RunRecord | None
     result: TrainResult | None
     epochs: list[EpochRecord]
-    suspects: frozenset[str]  # set aside on purpose by a replay
+    replays: list[Replay]
     findings: list[Finding] = field(default_factory=list)
 
     @property
     def good(self) -> dict[CheckpointName, FileLook]:
         """The checkpoints that a start may take."""
         return {look.name: look for look in self.files if look.condition == "ok" and not look.is_set_aside and look.name is not None}
+
+    @property
+    def suspects(self) -> frozenset[str]:
+        """What a replay sets aside on purpose, by name."""
+        return frozenset(name for entry in self.replays for name in entry.suspects)
 
     @property
     def order(self) -> list[CheckpointName]:
@@ -80,14 +67,20 @@ class RunLook:
 
     @property
     def steps_per_epoch(self) -> int | None:
-        last = self.epochs[-1] if self.epochs else None
-        return last.step // last.epoch if last is not None and last.epoch > 0 and last.step % last.epoch == 0 else None
+        last = self.epochs[-1] if self.epochs else self.result
+        if last is None:
+            return None
+        epoch = last.epochs if isinstance(last, TrainResult) else last.epoch
+        return last.step // epoch if epoch > 0 and last.step >= epoch and last.step % epoch == 0 else None
 
     @property
     def resume(self) -> str:
         """Where the next start goes on from."""
         if self.result is not None and self.record is not None and self.result.epochs >= _epochs(self.record):
             return f"nothing to resume: finished after {self.result.epochs} epochs"
+        cut = self.replays[-1] if self.replays else None
+        if cut is not None and cut.outcome is None and not cut.is_rewound:
+            return f"a start goes back to step {cut.from_step} and replays from there: {cut.what} at step {cut.step}"
         if self.order:
             return f"a start goes on at step {self.order[0].step} from ckpt/{self.order[0]}"
         had = any(look.condition not in ("foreign", "temp") for look in self.files) or bool(self.claims and self.claims[-1].base)
@@ -105,65 +98,11 @@ def inspect(folder: RunFolder) -> RunLook:
         record=record,
         result=result,
         epochs=_read_journal(folder, findings),
-        suspects=_suspects(folder, findings),
+        replays=_replays(folder, findings),
     )
     found = [*_of_files(look), *_of_claims(look), *findings, *_of_journal(look), *_of_result(look)]
     look.findings = sorted(found, key=lambda finding: not finding.is_damage)
     return look
-
-
-def look_at_files(place: Path, is_set_aside: bool) -> list[FileLook]:
-    """Every file of a folder of checkpoints, by name; none where there is no folder."""
-    try:
-        names = DISK.names(place)
-    except OSError:
-        return []
-    looks = (_look_at(place / name, is_set_aside) for name in names if not (place / name).is_dir())
-    return [look for look in looks if look is not None]
-
-
-def _look_at(path: Path, is_set_aside: bool) -> FileLook | None:
-    """None for a file that its owner has just removed."""
-    called = CheckpointName.parse(path.name)
-    try:
-        payload, stat = path.read_bytes(), path.stat()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        why = errno.errorcode.get(error.errno or 0, str(error))
-        return FileLook(path=path, is_set_aside=is_set_aside, condition="unreadable", name=called, fault=f"cannot be read ({why})")
-    condition, name, header, fault = _judge(path.name, called, payload)
-    return FileLook(
-        path=path,
-        is_set_aside=is_set_aside,
-        condition=condition,
-        name=name,
-        header=header,
-        fault=fault,
-        size=stat.st_size,
-        time=stat.st_mtime,
-    )
-
-
-def _judge(file: str, called: CheckpointName | None, payload: bytes) -> tuple[Condition, CheckpointName | None, Header | None, str]:
-    digest = digest_of(payload)
-    is_temp = file.startswith(".") and file.endswith(".tmp")
-    if called is not None and called.digest != digest:
-        return "damaged", called, None, "does not match its digest"
-    try:
-        header: Header = read_record(payload)["header"]
-        layout(payload)
-    except (CheckpointError, ConfigError) as error:
-        is_newer = digest in file and "newer version" in str(error)
-        if is_temp or (called is None and not is_newer):
-            return ("temp" if is_temp else "foreign"), called, None, "not a whole checkpoint"
-        return ("newer" if is_newer else "damaged"), called, None, str(error)
-    name = CheckpointName(generation=header.generation, step=header.step, digest=digest)
-    if str(name) == file:
-        return "ok", name, header, ""
-    if digest in file:
-        return ("temp" if is_temp else "renamed"), name, header, f"is {name} under another name"
-    return ("temp" if is_temp else "unproven"), name, None, "reads like a checkpoint, but its name holds no digest that proves it"
 
 
 def _of_files(look: RunLook) -> Iterator[Finding]:
@@ -198,8 +137,10 @@ def _of_set_aside(look: RunLook, item: FileLook, file: str, good: set[str]) -> I
 
 def _of_claims(look: RunLook) -> Iterator[Finding]:
     newest = look.claims[-1] if look.claims else None
-    if newest is None or newest.base is None:
+    if newest is None or newest.base is None or newest.base in look.suspects:
         return
+    if any(name.generation == newest.generation for name in look.good):
+        return  # it starts from these, and retention deletes a base that three of them have made old
     if newest.base not in {item.path.name for item in look.files if not item.is_set_aside}:
         file, what = f"attempts/{newest.generation:06d}.json", f"names {newest.base} as its base, and ckpt/ has no such file"
         yield Finding(file=file, what=what, meaning=f"{_sentence(look.resume)}.", fix="Restore it from a backup, if there is one.")
@@ -280,11 +221,11 @@ def _is_json(line: bytes) -> bool:
 def _of_journal(look: RunLook) -> Iterator[Finding]:
     """Epochs without a gap from the first to the newest checkpoint; the last one may still have to be evaluated."""
     size = look.steps_per_epoch
-    if size is None or not look.order:
+    if size is None or not (look.order or look.result):
         return
     parent = look.record.parent if look.record else None
     first = parent.step // size + 1 if parent else 1
-    last = (max(name.step for name in look.order[:1]) - 1) // size
+    last = (look.order[0].step - 1) // size if look.order else 0
     if look.result is not None:
         last = max(last, look.result.epochs)
     missing = sorted(set(range(first, last + 1)) - {record.epoch for record in look.epochs})
@@ -318,12 +259,12 @@ def _digest_or_fault(path: Path) -> str:
         return str(error)
 
 
-def _suspects(folder: RunFolder, findings: list[Finding]) -> frozenset[str]:
+def _replays(folder: RunFolder, findings: list[Finding]) -> list[Replay]:
     try:
-        return frozenset(name for entry in replay.read_replays(folder) for name in entry.suspects)
+        return replay.read_replays(folder)
     except OSError as error:
         findings.append(Finding(file="attempts", what=_why(error), meaning="Which files a replay set aside is unknown.", fix=""))
-        return frozenset()
+        return []
 
 
 def _epochs(record: RunRecord) -> int:

@@ -56,10 +56,14 @@ def append(folder: RunFolder, record: EpochRecord, files: Files = DISK) -> None:
     files.sync_folder(path.parent)
 
 
-def drop_after(folder: RunFolder, step: int, files: Files = DISK) -> None:
-    """Forget the epochs that end after this step, of every generation: they were trained from a state that is not trusted any more."""
+def drop_after(folder: RunFolder, step: int, generation: int, files: Files = DISK) -> None:
+    """Forget the epochs that end after this step: they were trained from a state that is not trusted any more.
+
+    generation: of the attempt that says so. A newer one's lines are not its to drop: it may be a zombie that does not know yet.
+    """
     for name in files.names(folder.metrics):
-        if not name.endswith(".jsonl"):
+        number = name[1 : -len(".jsonl")]
+        if not name.endswith(".jsonl") or (number.isdigit() and int(number) > generation):
             continue
         lines = files.read(folder.metrics / name).splitlines(keepends=True)
         left = [line for line in lines if (record := parse(line)) is None or record.step <= step]

@@ -146,6 +146,9 @@ class Trainer:
                 self._go_back(fault)
 
     def _train(self) -> None:
+        if self.engine.epoch >= self.epochs:
+            # No step is left to come: a rank that still left at once would miss while the others finish (seen: codes 75, 0, 0, 0).
+            self.stop.first_step()
         if self.engine.at_epoch_end and not self._is_at_the_fork():
             # The save of an epoch's last step precedes its evaluation: evaluate again, the newer record wins.
             self._finish_epoch(started=time.monotonic(), trained=0)

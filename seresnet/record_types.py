@@ -25,7 +25,7 @@ def _is_plainly(value: Any, hint: Any) -> bool:
 
 
 def conforms(value: Any, hint: Any) -> bool:
-    """Whether value is of type hint: a class, a union, or a list or dict of such."""
+    """Whether value is of type hint: a class, a union, or a list, a tuple of any length or a dict of such."""
     if hint is Any:
         return True
     if hint is float:
@@ -37,6 +37,8 @@ def conforms(value: Any, hint: Any) -> bool:
         return any(conforms(value, arg) for arg in args)
     if origin is list:
         return isinstance(value, list) and all(conforms(item, args[0]) for item in value)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(conforms(item, args[0]) for item in value)
     if origin is dict:
         return isinstance(value, dict) and all(conforms(item, args[1]) for item in value.values())
     return isinstance(value, hint)

@@ -13,8 +13,9 @@ from typing import Any
 from seresnet import journal
 from seresnet.attempts import Claim, newest_generation
 from seresnet.checkpoint_files import Header, candidates, list_checkpoints, read_metadata, read_trusted
-from seresnet.durable import DISK, Files, parse_json, write_json_durably
+from seresnet.durable import DISK, Files, json_bytes, parse_json, write_durably
 from seresnet.errors import OwnedElsewhereError
+from seresnet.record_types import misfits
 from seresnet.run_folder import CheckpointName, RunFolder
 
 log = logging.getLogger("seresnet")
@@ -79,12 +80,17 @@ def with_note(text: str, folder: RunFolder) -> str:
 
 def write(folder: RunFolder, generation: int, replay: Replay, files: Files = DISK) -> None:
     """Make this attempt's word about a replay durable. Raises OwnedElsewhereError for an attempt that is no longer the newest."""
+    _refuse_if_fenced(folder, generation, files)
+    path = folder.replay(generation)
+    own = {known.number: known for known in _read(folder, path.name, files)} | {replay.number: replay}
+    payload = json_bytes({"schema": SCHEMA, "replays": [asdict(own[number]) for number in sorted(own)]})
+    write_durably(path, payload, files, guard=lambda: _refuse_if_fenced(folder, generation, files))
+
+
+def _refuse_if_fenced(folder: RunFolder, generation: int, files: Files) -> None:
     newest = newest_generation(folder, files)
     if newest > generation:
         raise OwnedElsewhereError(f"generation {newest} owns {folder.path} now, generation {generation} replays no more")
-    path = folder.replay(generation)
-    own = {known.number: known for known in _read(folder, path.name, files)} | {replay.number: replay}
-    write_json_durably(path, {"schema": SCHEMA, "replays": [asdict(own[number]) for number in sorted(own)]}, files)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +122,8 @@ def find_boundary(folder: RunFolder, claim: Claim, first_bad: int, is_fork: bool
     """
     oldest = None if is_fork else Boundary()
     for name in candidates(list_checkpoints(folder, files), claim):
-        found = _read_boundary(folder, name, files) if name.step < max(1, first_bad) else None
+        is_early = name.step < max(1, first_bad) or name.generation == 0  # the parent's file stands for a fork's first weights
+        found = _read_boundary(folder, name, files) if is_early else None
         if found is not None and found.header is not None and found.header.epoch_boundary:
             return found
         if is_fork and found is not None and (oldest is None or found.step < oldest.step):
@@ -145,14 +152,17 @@ def rewind(
 ) -> Replay:
     """Make the folder such that a start goes on from the boundary; safe to be done again after a kill at any point.
 
-    save: make the boundary's state a durable checkpoint of this attempt. Nobody else writes checkpoints meanwhile. Raises OSError.
+    save: make the boundary's state a durable checkpoint of this attempt. Nobody else writes checkpoints meanwhile. Raises OSError, and
+    OwnedElsewhereError for an attempt that is no longer the newest: it looks once more before each change that a newer one would feel.
     """
     suspects = tuple(dict.fromkeys((*replay.suspects, *newer_than(folder, claim, boundary, files))))
     replay = replace(replay, from_step=boundary.step, suspects=suspects)
     write(folder, claim.generation, replay, files)
     if boundary.name is None or boundary.name.generation != claim.generation:
         save(boundary)
-    journal.drop_after(folder, boundary.step, files)
+    _refuse_if_fenced(folder, claim.generation, files)
+    journal.drop_after(folder, boundary.step, claim.generation, files)
+    _refuse_if_fenced(folder, claim.generation, files)
     _set_aside(folder, replay, files)
     replay = replace(replay, is_rewound=True)
     write(folder, claim.generation, replay, files)
@@ -189,4 +199,7 @@ def _read(folder: RunFolder, name: str, files: Files) -> list[Replay]:
 
 def _replay(entry: dict[str, Any]) -> Replay:
     known = {key.name: entry[key.name] for key in fields(Replay)}
-    return Replay(**{**known, "hosts": tuple(known["hosts"]), "suspects": tuple(known["suspects"])})
+    replay = Replay(**{**known, "hosts": tuple(known["hosts"]), "suspects": tuple(known["suspects"])})
+    if bad := misfits(replay):
+        raise ValueError(f"wrong type of {', '.join(bad)}")
+    return replay

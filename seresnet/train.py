@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from seresnet import attempts, claims, provenance, replay
+from seresnet.checkpoint_files import list_checkpoints
 from seresnet.config import RunConfig, run_id, slug, to_dict
 from seresnet.config_file import config_from_dict, explain, read_run_config
-from seresnet.durable import write_json_durably
+from seresnet.durable import DISK, write_json_durably
 from seresnet.errors import ConfigError, OwnedElsewhereError, ToolkitError
 from seresnet.exits import ENDING_OF_EXIT, Exit, is_out_of_memory
-from seresnet.fork import Fork, fork_record, import_parent, origin_of, plan_fork, refuse_other_parent
+from seresnet.fork import Fork, fork_record, import_parent, origin_of, plan_again, plan_fork, refuse_other_parent, refuse_other_tensors
 from seresnet.pinning import refuse_numeric_change, refuse_other_experiment, with_config
 from seresnet.run_folder import RunFolder, RunRecord, is_finished
 from seresnet.signals import StopFlag
@@ -44,11 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("\n".join(explain(read_run_config(args.config, args.override), key) for key in args.explain))
             return 0
         folder, config = _folder_and_config(args)
-        fork = _fork(args, folder, config)
+        fork = _readable_fork(args, folder, config)
+        _refuse_unreadable(folder)
+        _start_logging(rank, None if "SERESNET_GENERATION" in os.environ else folder)
     except ToolkitError as error:
         print(error, file=sys.stderr)
         return _refused(args.run_dir, rank, str(error))
-    _start_logging(rank, None if "SERESNET_GENERATION" in os.environ else folder)
     process = _Process(folder, config, rank, allow_numeric_change=args.allow_numeric_change, trial_steps=args.trial, fork=fork)
     process.run()
 
@@ -235,6 +237,8 @@ def _classify(error: BaseException) -> tuple[int, str]:
         return Exit.FENCED, str(error)
     if isinstance(error, ToolkitError):
         return Exit.USER_ERROR, str(error)
+    if isinstance(error, PermissionError) and error.filename:
+        return Exit.USER_ERROR, f"{error.filename}: {error.strerror}. Give this user the right to it, and start again."
     traceback.print_exc()
     if is_out_of_memory(error):
         return Exit.GPU_OUT_OF_MEMORY, reason
@@ -249,6 +253,9 @@ def _folder_and_config(args: argparse.Namespace) -> tuple[RunFolder, RunConfig]:
         if args.override:
             raise ConfigError(f"override {args.override[0]!r}: a run folder's config is fixed. Give --config as well, or change the sweep.")
         folder = RunFolder(path=args.run_dir)
+        if args.fork is not None or not _exists(folder.run_yaml):
+            why = "--fork needs it" if args.fork is not None else f"{folder.path} holds no run.yaml, so there is no run to go on with"
+            raise ConfigError(f"--config is missing: {why}. Give the YAML file to train as well, or the folder of a run.")
         record = RunRecord.read(folder)
         config = config_from_dict(record.config, str(folder.run_yaml))
         refuse_other_experiment(folder, record, config)
@@ -256,9 +263,41 @@ def _folder_and_config(args: argparse.Namespace) -> tuple[RunFolder, RunConfig]:
     config = read_run_config(args.config, args.override).config
     path = args.run_dir or Path("runs") / "single" / f"{_slug(args.config, config)}-{run_id(config)}"
     folder = RunFolder(path=path)
-    if folder.run_yaml.exists():
+    # With --fork, which parent the folder has is said first: naming this folder as the parent would lead nowhere.
+    if args.fork is None and _exists(folder.run_yaml):
         refuse_other_experiment(folder, RunRecord.read(folder), config)
     return folder, config
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:
+        raise _unusable(path, error) from error
+
+
+def _unusable(path: Path, error: OSError) -> ConfigError:
+    place = error.filename or path
+    return ConfigError(f"{place}: {error.strerror or error}. --run-dir must be a folder that this user may read and write, or a new one.")
+
+
+def _refuse_unreadable(folder: RunFolder) -> None:
+    """Raise ConfigError where a person must mend the rights; what a file system mends by itself (EIO, ESTALE) is tried again."""
+    try:
+        for place in (folder.checkpoints, folder.set_aside, folder.attempts, folder.metrics):
+            DISK.names(place)
+    except (PermissionError, NotADirectoryError) as error:
+        raise _unusable(folder.path, error) from error
+    except OSError:
+        return
+
+
+def _readable_fork(args: argparse.Namespace, folder: RunFolder, config: RunConfig) -> Fork | None:
+    """_fork, with what the file system refuses (another user's folder, mostly) as an error for people."""
+    try:
+        return _fork(args, folder, config)
+    except OSError as error:
+        raise ConfigError(f"--fork {args.fork}: {error.filename or folder.path}: {error.strerror or error}") from error
 
 
 def _fork(args: argparse.Namespace, folder: RunFolder, config: RunConfig) -> Fork | None:
@@ -273,10 +312,19 @@ def _fork(args: argparse.Namespace, folder: RunFolder, config: RunConfig) -> For
     known = RunRecord.read(folder).parent if folder.run_yaml.exists() else origin.parent if origin else None
     if known is not None:
         refuse_other_parent(folder, args.fork, known)
-        return None
+        if folder.run_yaml.exists():
+            refuse_other_experiment(folder, RunRecord.read(folder), config)
+        is_lost = origin is None and not list_checkpoints(folder) and not DISK.names(folder.set_aside)
+        return plan_again(folder, args.fork, config, known) if is_lost else None
     if folder.run_yaml.exists():
         raise ConfigError(f"{folder.run_yaml}: the folder holds a run that is no fork. Give --run-dir a new folder, or leave --fork away.")
-    return plan_fork(args.fork, config)
+    fork = plan_fork(args.fork, config)
+    # Before anything is written; where there is no torch the start says so.
+    with contextlib.suppress(ModuleNotFoundError):
+        refuse_other_tensors(fork, config)
+    if not args.allow_numeric_change:
+        refuse_numeric_change(folder, fork_record(fork.origin, slug(folder.path.name), config), config)
+    return fork
 
 
 def _slug(path: Path, config: RunConfig) -> str:
@@ -287,8 +335,11 @@ def _start_logging(rank: int, folder: RunFolder | None) -> None:
     """Lines to standard output; beside that to log.txt where no supervisor redirects us into it."""
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
     if folder is not None and rank == 0:
-        folder.path.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(folder.log))
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            handlers.append(logging.FileHandler(folder.log))
+        except OSError as error:
+            raise _unusable(folder.path, error) from error
     prefix = f"rank={rank} " if rank else ""
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s {prefix}%(message)s", datefmt="%Y-%m-%d %H:%M:%S", handlers=handlers)
     if rank:
@@ -298,17 +349,23 @@ def _start_logging(rank: int, folder: RunFolder | None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m seresnet.train", description="Train one run; started again, it goes on where it was.")
     parser.add_argument("--config", type=Path, help="YAML file of one run (model, data, augment, optim, train)")
-    parser.add_argument("--run-dir", type=Path, help="the run's folder; default runs/single/<name>-<run id>")
+    parser.add_argument("--run-dir", type=_folder, help="the run's folder; default runs/single/<name>-<run id>")
     parser.add_argument("--explain", action="append", metavar="KEY", help="print a key's value and where it comes from, and exit")
     parser.add_argument(
         "--allow-numeric-change", action="store_true", help="go on with other numeric keys than at the first start (tier T2)"
     )
     parser.add_argument("--trial", type=_positive, metavar="STEPS", help="try the run: so many steps, save, exit; again: resume, evaluate")
     parser.add_argument(
-        "--fork", type=Path, metavar="RUN_DIR", help="begin with this run's newest checkpoint, or RUN_DIR/ckpt/FILE, in a new --run-dir"
+        "--fork", type=_folder, metavar="RUN_DIR", help="begin with this run's newest checkpoint, or RUN_DIR/ckpt/FILE, in a new --run-dir"
     )
     parser.add_argument("override", nargs="*", metavar="key=value", help="for example optim.lr=0.05 train.device=cpu")
     return parser
+
+
+def _folder(text: str) -> Path:
+    if not text.strip():  # Path("") is the current folder
+        raise argparse.ArgumentTypeError("it is empty. Is a shell variable not set? For the current folder write .")
+    return Path(text)
 
 
 def _positive(text: str) -> int:

@@ -33,6 +33,13 @@ Amount = Callable[[int, int, int], int]
 Report = Callable[[str, str, str], None]
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Hundreds of kills take longer than a test may; what hangs is found by limits of its own."""
+    if config.getoption("--nightly", default=False):
+        for item in items:
+            item.add_marker(pytest.mark.timeout(3600))
+
+
 @pytest.fixture
 def amount(request: pytest.FixtureRequest) -> Amount:
     """amount(quick, ci, nightly): the one that this run of the tests is for."""

@@ -55,6 +55,15 @@ def _save_for_ever(path: str, size: int, pipe: Connection) -> None:
             os.write(pipe.fileno(), step.to_bytes(8, "little"))
 
 
+def _save_once(folder: RunFolder, size: int) -> None:
+    claim = acquire(folder, this_process({}), observe_s=3600)
+    found = recover(folder, claim.base)
+    assert found is not None
+    writer = CheckpointWriter(folder, claim.generation, resumed_from=found[1])
+    writer.save(state(found[1].step + 1, size))
+    assert writer.close(LIMIT_S)
+
+
 def test_sigkill_during_saves_never_loses_what_was_reported_durable(tmp_path: Path, amount: Amount, report: Report) -> None:
     folder, draw, size, kills = new_folder(tmp_path), random.Random(4), 100_000, amount(10, 20, 300)
     history = []
@@ -74,5 +83,6 @@ def test_sigkill_during_saves_never_loses_what_was_reported_durable(tmp_path: Pa
         assert found >= reported, f"(generation, reported, recovered): {history}"
     assert len(list(folder.attempts.glob("*.end.json"))) == kills - 1
     assert not folder.set_aside.exists(), "a kill alone must never leave a damaged file under a checkpoint's name"
+    _save_once(folder, size)  # killed between a report and the deletions after it, attempts leave files to the next one that lives longer
     assert len(checkpoint_files.list_checkpoints(folder)) <= 10, "three steps, two epochs' ends, the best of each, one base"
     report("SIGKILL of a process that saves without pause", f"{kills} kills", "every recovery at least as new as the last report")

@@ -225,3 +225,11 @@ def test_the_forks_first_claim_names_the_imported_file(digits_dir: Path, parent:
     header, scalars = read_metadata((folder.checkpoints / str(name)).read_bytes())
     assert header.epoch_boundary and scalars["best_value"] is None
     assert json.loads(folder.result.read_text())["parent"]["step"] == 12
+
+
+def test_a_parent_that_cannot_be_read_is_an_error_for_people(digits_dir: Path, parent: Path, tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(parent, tmp_path / "broken"))
+    shutil.rmtree(broken / "ckpt")
+    (broken / "ckpt").write_text("no folder")
+    said = refused(tiny(tmp_path, digits_dir), tmp_path / "new", "--fork", str(broken))
+    assert said.startswith(f"--fork {broken}: {broken / 'ckpt'}: Not a directory"), said

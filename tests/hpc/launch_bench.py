@@ -86,7 +86,8 @@ class Bench:
 def finish(folder: RunFolder, epochs: int = 2) -> None:
     """A result, as training writes it."""
     value = {
-        **dict.fromkeys(("run_id", "slug", "state_digest", "data_digest", "data_name", "tier", "device", "amp", "code_digest"), "x"),
+        "run_id": folder.path.name.rpartition("-")[2],
+        **dict.fromkeys(("slug", "state_digest", "data_digest", "data_name", "tier", "device", "amp", "code_digest"), "x"),
         **dict.fromkeys(
             ("step", "parameters", "best_on_test_epoch", "attempts", "world_size", "train_images", "val_images", "test_images"), 1
         ),

@@ -50,16 +50,17 @@ class Scene:
         whole = {section: {**keys, **config.get(section, {})} for section, keys in whole.items()}
         whole["train"] |= {"ranks": ranks, "nodes": nodes}
         whole["train"]["epochs"] = config.get("train", {}).get("epochs", 1)
-        own_id = run_id(config_from_dict(whole, "scene")) if config else "r"
+        ids = {name: run_id(config_from_dict(whole, "scene")) if config else name for name in names}
         Plan(
-            sweep="sweep", salt="0", arms={"a": tuple(names)}, tasks={TASK: tuple(names)}, wandb=WandbSettings(mode="disabled"),
-            runs={name: PlannedFolder(slug=name, folder=name, arms=("a",)) for name in names},
+            sweep="sweep", salt="0", arms={"a": tuple(ids.values())}, tasks={TASK: tuple(ids.values())},
+            wandb=WandbSettings(mode="disabled"),
+            runs={ids[name]: PlannedFolder(slug=name, folder=name, arms=("a",)) for name in names},
         ).write(self.sweep)  # fmt: skip
         for name, act in zip(names, acts, strict=True):
             run = RunFolder(path=self.sweep.path / name)
             run.create()
             (run.path / "acts.txt").write_text(act)
-            RunRecord(run_id=own_id, slug=name, config=whole).write(run)
+            RunRecord(run_id=ids[name], slug=name, config=whole).write(run)
         self.supervisors: dict[int, subprocess.Popen[bytes]] = {}
 
     def start(self, *which: int, restarts: int = 0, **limits: float) -> "Scene":

@@ -7,11 +7,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_sweep import FakeSweep
 
-from hpc import code_snapshot, hold, supervisor
+from hpc import code_snapshot, collect, hold, supervisor
 from hpc.mirror_child import MirrorChild
 from hpc.mirror_process import lock
 from hpc.paths import Plan, PlannedFolder, SweepFolder, WandbSettings
@@ -98,6 +99,21 @@ def test_nothing_of_a_task_makes_the_folder_of_a_sweep_again(tmp_path: Path, mon
     MirrorChild.start(sweep.folder, ["x"], "offline", ("true",), env={}, cwd=tmp_path).stop()
     assert supervisor.main_task(sweep.folder, "0001/0", StopFlag()) == 78
     assert sorted(path.name for path in tmp_path.iterdir()) == ["moved"]
+
+
+def test_a_table_that_is_made_while_its_sweep_is_moved_does_not_bring_it_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep, real = FakeSweep(tmp_path).finish_all(), collect.gather
+
+    def and_move(*args: Any) -> Any:
+        gathered = real(*args)
+        os.rename(sweep.folder.path, tmp_path / "moved")
+        return gathered
+
+    monkeypatch.setattr(collect, "gather", and_move)
+    assert collect.main([str(sweep.folder.path)]) == 2
+    assert "No such file or directory" in capsys.readouterr().err and not sweep.folder.path.exists()
 
 
 def test_a_snapshot_has_the_modes_of_its_own_folder_and_not_those_of_the_checkout(tmp_path: Path) -> None:

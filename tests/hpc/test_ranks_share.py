@@ -85,3 +85,16 @@ def test_the_culprit_is_named_by_its_number_in_the_whole_run(groups: list[RankGr
     group = _group(groups, tmp_path, code, 2, first_rank=2)
     outcome, _ = _outcome(group)
     assert (outcome.culprit, group.look()) == (3, "failed")
+
+
+@pytest.mark.parametrize(
+    ("statuses", "culprit"),
+    [
+        ({0: 76, 1: 1}, 0),  # a hung rank's peer loses its connection when the watchdog ends it
+        ({1: 1, 0: 76}, 0),  # whichever was seen first
+        ({0: 76, 1: -11}, 1),
+        ({0: 1, 1: 80}, 1),
+    ],
+)
+def test_of_ranks_that_failed_together_the_one_that_explains_the_others_is_named(statuses: dict[int, int], culprit: int) -> None:
+    assert ranks.culprit_of(list(statuses), statuses) == culprit

@@ -77,7 +77,7 @@ def test_another_file_with_the_same_sweep_name_is_refused_unless_it_was_renamed(
         bench.launch()
     assert str(caught.value) == (
         "other.yaml: name: 'demo' is the sweep of demo.yaml, which has runs/demo. Give this one another name:, or say --renamed if it is "
-        "the same sweep and its file was moved or renamed. Nothing was sent."
+        "the same sweep and its file, or its folder, was moved or renamed. Nothing was sent."
     )
     bench.launch(renamed=True)
     bench.launch()

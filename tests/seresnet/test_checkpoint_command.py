@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from seresnet import attempts, claims, journal
+from seresnet import attempts, claims, journal, replay
 from seresnet.attempts import Claim, Owner
 from seresnet.checkpoint import find_runs, main
-from seresnet.checkpoint_files import Header, digest_of, metadata, newest_trusted
+from seresnet.checkpoint_files import Header, digest_of, metadata, newest_trusted, read_metadata
 from seresnet.durable import write_json_durably
 from seresnet.errors import ConfigError
 from seresnet.run_folder import RunFolder
@@ -181,6 +181,61 @@ def test_a_base_that_is_gone_is_named(run_dir: Path, capsys: pytest.CaptureFixtu
     assert main(["verify", str(run_dir)]) == 1
     said = capsys.readouterr().out
     assert f"names {gone} as its base" in said and "a start goes on at step 2" in said, said
+
+
+def own_checkpoint(run_dir: Path, generation: int, step: int, *, base: str) -> None:
+    """The next attempt's claim on this base, and a checkpoint of its own."""
+    assert attempts.publish_claim(RunFolder(path=run_dir), Claim(generation=generation, owner=Owner(host="x", pid=1), base=base))
+    scalars = {**read_metadata(checkpoints(run_dir)[0].read_bytes())[1], "step": step}
+    payload = with_metadata(checkpoints(run_dir)[0].read_bytes(), metadata(Header(generation=generation, step=step), scalars), {})
+    (run_dir / "ckpt" / f"g{generation:04d}-s{step:09d}-{digest_of(payload)}.safetensors").write_bytes(payload)
+
+
+def test_a_base_that_retention_has_deleted_is_no_damage(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every run that was preempted once and then saved three times."""
+    unfinish(run_dir)
+    own_checkpoint(run_dir, 2, 5, base=f"g0001-s000000003-{'0' * 16}.safetensors")
+    code = main(["verify", str(run_dir)])
+    said = capsys.readouterr().out
+    assert code == 0 and "a start goes on at step 5" in said, said
+
+
+def test_a_base_that_a_replay_has_set_aside_is_no_damage(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    unfinish(run_dir)
+    base = checkpoints(run_dir)[1]
+    (run_dir / "ckpt" / "bad").mkdir()
+    own_checkpoint(run_dir, 2, 2, base=base.name)
+    base.rename(run_dir / "ckpt" / "bad" / base.name)
+    replay.write(RunFolder(path=run_dir), 2, replay_of(base.name, is_rewound=True))
+    code = main(["verify", str(run_dir)])
+    said = capsys.readouterr().out
+    assert code == 0 and "a start goes on at step 2" in said, said
+
+
+def test_a_replay_that_was_cut_short_is_said(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    unfinish(run_dir)
+    replay.write(RunFolder(path=run_dir), 1, replay_of(checkpoints(run_dir)[1].name, is_rewound=False))
+    assert main(["verify", str(run_dir)]) == 0
+    said = capsys.readouterr().out
+    assert "a start goes back to step 2 and replays from there: loss not finite at step 3" in said, said
+
+
+def replay_of(suspect: str, *, is_rewound: bool) -> replay.Replay:
+    return replay.Replay(number=1, what="loss not finite", step=3, from_step=2, hosts=("n1",), suspects=(suspect,), is_rewound=is_rewound)
+
+
+def test_a_result_without_any_epoch_is_damage(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(run_dir / "metrics")
+    assert main(["verify", str(run_dir)]) == 1
+    assert "metrics: has no record of epoch 1, 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("seconds", ["nan", "-1", "inf", "soon"])
+def test_a_watch_of_no_time_at_all_is_refused(run_dir: Path, seconds: str) -> None:
+    """`while watched < nan` never watches, and calls a living owner gone."""
+    with pytest.raises(SystemExit) as caught:
+        main(["repair", "--watch-s", seconds, str(run_dir)])
+    assert caught.value.code == 2
 
 
 def test_a_newer_versions_checkpoint_is_damage_that_repair_leaves(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -282,3 +282,9 @@ def test_leftover_temps_of_dead_writers_go_and_those_of_newer_ones_stay(folder: 
         path.write_bytes(b"half")
     checkpoint_files.delete_leftover_temps(folder, 2)
     assert [path.exists() for path in (dead, own, newer, stranger)] == [False, False, True, True]
+
+
+def test_a_step_of_two_generations_counts_once() -> None:
+    """After a resume from step 117 whose stop saved it again (seen: of three steps only two stayed)."""
+    headers = {name(1, step): header() for step in (78, 97, 117)} | {name(2, 117): header(), name(2, 120): header()}
+    assert sorted((one.generation, one.step) for one in kept(headers)) == [(1, 97), (2, 117), (2, 120)]

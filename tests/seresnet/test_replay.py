@@ -13,7 +13,7 @@ from seresnet.attempts import Claim, Owner, publish_claim
 from seresnet.checkpoint_files import Header, list_checkpoints
 from seresnet.checkpoint_writer import recover, write_checkpoint
 from seresnet.divergence import Diverged, NotFinite, Replays
-from seresnet.errors import OwnedElsewhereError
+from seresnet.errors import CheckpointError, OwnedElsewhereError
 from seresnet.replay import Boundary, Replay, find_boundary, note, read_replays, rewind, write
 from seresnet.run_folder import CheckpointName, RunFolder, RunRecord
 from seresnet.state import TrainState
@@ -167,6 +167,50 @@ def test_a_fenced_attempt_writes_no_word_and_moves_nothing(folder: RunFolder) ->
     with pytest.raises(OwnedElsewhereError):
         replays_of(folder, 1).go_back(FAULT, lambda: state(0))
     assert steps(folder) == before and read_replays(folder) == []
+
+
+def test_an_attempt_that_is_fenced_within_a_rewind_leaves_the_newer_one_alone(folder: RunFolder) -> None:
+    """It was stopped for long while it saved the boundary: by then another attempt has taken over and trained on."""
+    files = [str(name) for name in list_checkpoints(folder)]
+    mine, boundary = Claim(generation=1, owner=None, base=None), Boundary()
+
+    def sleep(at: Boundary) -> None:
+        claim(folder, 2, list_checkpoints(folder)[-1])
+        journal.append(folder, record(epoch=3, step=60, generation=2))
+
+    with pytest.raises(OwnedElsewhereError):
+        rewind(folder, mine, SOME, boundary, sleep)
+    assert [known.generation for known in journal.read(folder)] == [2], "an epoch of the newer attempt is gone"
+    assert [str(name) for name in list_checkpoints(folder)] == files, "the newer attempt's base was moved away"
+
+
+def test_epochs_of_a_newer_attempt_are_not_dropped(folder: RunFolder) -> None:
+    for generation in (1, 2):
+        journal.append(folder, record(epoch=3, step=60, generation=generation))
+    journal.drop_after(folder, 40, 1)
+    assert not folder.journal(1).read_bytes() and [known.generation for known in journal.read(folder)] == [2]
+
+
+def test_a_fork_that_diverges_in_its_first_step_is_replayed_from_its_parents_state(folder: RunFolder) -> None:
+    for name in list_checkpoints(folder):
+        (folder.checkpoints / str(name)).unlink()
+    base = str(write_checkpoint(folder, state(40), Header(generation=0, step=40, epoch_boundary=True)))
+    begun = replays_of(folder, 1, base, parent="another run").go_back(NotFinite("loss not finite", 43, 40, ("h",)), lambda: state(0))
+    assert begun.from_step == 40 and (1, 40) in steps(folder), begun
+
+
+def test_a_forks_broken_rewind_never_ends_in_fresh_weights(folder: RunFolder) -> None:
+    write(folder, 1, replace(SOME, from_step=30))
+    with pytest.raises(CheckpointError, match="nothing of step 30 or before is left"):
+        replays_of(folder, 1, parent="another run").catch_up(lambda: state(0))
+
+
+@pytest.mark.parametrize("odd", [{"number": [1]}, {"number": "1"}, {"suspects": [["x"]]}, {"from_step": None}, {"is_rewound": 1}])
+def test_a_record_of_odd_types_is_passed_over(folder: RunFolder, odd: dict[str, object]) -> None:
+    write(folder, 1, SOME)
+    entry = json.loads(folder.replay(1).read_text())["replays"][0]
+    folder.replay(2).write_text(json.dumps({"schema": replay.SCHEMA, "replays": [{**entry, **odd}]}))
+    assert read_replays(folder) == [SOME] and note(folder) is not None
 
 
 def test_junk_and_records_of_another_version_are_passed_over(folder: RunFolder) -> None:
