@@ -15,7 +15,7 @@ from pathlib import Path
 
 STALL_AT_MOST = 0.10
 STEPS_AT_LEAST = 0.99
-DURABLE_STEPS, DURABLE_S = 2, 2.0  # design.md: durable within 2 steps + 2 s
+DURABLE_STEPS, DURABLE_S = 2, 2.0  # docs/reliability.md: durable within 2 steps + 2 s
 CADENCE_S = 60.0
 GPU_KILLS = 5
 

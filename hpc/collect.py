@@ -5,7 +5,6 @@ give the same bytes.
 """
 
 import argparse
-import errno
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,10 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     except OSError as error:
-        # A full disk names no file.
         place = error.filename or arguments.output or arguments.sweeps[0]
-        advice = ". Correct that, or say --output DIR" if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC) else ""
-        print(f"{place}: {error.strerror or error}{advice}", file=sys.stderr)
+        print(f"{place}: {error.strerror or error}", file=sys.stderr)
         return 2
     _show(comparison, written)
     return 0
@@ -61,6 +58,10 @@ def collect(
         if makes_output:
             output.mkdir(parents=True, exist_ok=True)
         return _write(gathered, baseline, output, with_figures)
+    except OSError as error:  # a full disk names no file
+        if makes_output:
+            raise
+        raise ConfigError(f"{error.filename or output}: {error.strerror or error}. Correct that, or say --output DIR.") from error
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in _EXTRA:
             raise

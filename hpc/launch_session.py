@@ -151,5 +151,7 @@ def planning(sweep: SweepFolder, *, is_begun: bool = False) -> Iterator[int]:
                 )
             yield file
     except OSError as error:
+        if is_begun and not sweep.path.exists():
+            raise SubmissionError(f"{sweep.path}: is gone: moved or removed while it was at work. Launch it where it is now.") from error
         # A full disk names no file.
         raise SubmissionError(f"{error.filename or sweep.path}: {error.strerror or error}. Correct that, or say --runs-dir.") from error

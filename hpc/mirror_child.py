@@ -16,7 +16,7 @@ from hpc.ranks import UNKILLABLE_S, kill_group, start_process
 
 log = logging.getLogger("hpc.supervisor")
 
-#: Of 30 s of grace the mirror has 8 (design.md, "Stopping").
+#: Of 30 s of grace the mirror has 8 (ADR 7).
 STOP_LIMIT_S = 8.0
 
 Command = Sequence[str]

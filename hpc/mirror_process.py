@@ -22,7 +22,7 @@ from hpc.paths import WandbMode
 
 Mode = Literal["online", "offline", "disabled"]
 
-#: The supervisor allows 8 s after SIGTERM (design.md, "Stopping"); what is left is for killing a frozen core.
+#: The supervisor allows 8 s after SIGTERM (ADR 7); what is left is for killing a frozen core.
 STOP_WITHIN_S = 6.5
 
 ANSWER_WITHIN_S = 3.0

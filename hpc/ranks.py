@@ -26,7 +26,7 @@ from seresnet.exits import ENDING_OF_EXIT, Exit, ending_of_status
 from seresnet.run_folder import RunFolder, is_finished
 from seresnet.signals import die_with_parent, prctl
 
-#: From a stop request to SIGKILL: of 30 s of grace, ranks have 12 (design.md, "Stopping").
+#: From a stop request to SIGKILL: of 30 s of grace, ranks have 12 (ADR 7).
 STOP_LIMIT_S = 12.0
 #: After one rank died its siblings wait for it in a collective, at worst for minutes, and cannot save either.
 BEREAVED_LIMIT_S = 3.0
@@ -244,7 +244,7 @@ def culprit_of(failed: Sequence[int], statuses: Mapping[int, int]) -> int | None
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
-    """An attempt's ending in design.md's words, the code the task exits with on its account, and one line for people."""
+    """An attempt's ending in the words of seresnet.exits, the code the task exits with on its account, and one line for people."""
 
     ending: str
     code: int

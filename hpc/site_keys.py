@@ -57,7 +57,7 @@ class Site:
     cpus_per_rank: int = _count(2)
     mem_gb_per_rank: int | None = _count(None)
     walltime_min: int = _count(60)
-    # 30 s of grace must do (design.md, "Stopping"); Slurm may send it up to 60 s early, never late.
+    # 30 s of grace must do (ADR 7); Slurm may send it up to 60 s early, never late.
     signal_delay_s: int = _count(60, at_least=0, at_most=65535)
     array_parallelism: int | None = _count(None)  # tasks of one array at a time
     max_parallel: int | None = _count(None)  # runs at a time in local mode; unset = by cores

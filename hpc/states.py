@@ -76,7 +76,7 @@ class RunState:
     folder: RunFolder
     arms: tuple[str, ...]
     state: State
-    ending: str | None = None  # of the last attempt, design.md's words; "unreadable" where result.json or run.yaml is damaged
+    ending: str | None = None  # of the last attempt, in the words of seresnet.exits; "unreadable" where result.json or run.yaml is damaged
     reason: str | None = None
     attempts: int = 0
     node: str | None = None

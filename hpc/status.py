@@ -39,6 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `status ... | head`
         sys.stderr.close()
         return 2
+    except OSError as error:  # another user's folder
+        print(f"{error.filename or args.sweep}: {error.strerror or error}", file=sys.stderr)
+        return 2
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -59,7 +59,7 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True)
 class End:
-    """How an attempt ended, in the words of design.md's "Endings"."""
+    """How an attempt ended, in the words of seresnet.exits."""
 
     generation: int
     ending: str

@@ -16,8 +16,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from seresnet.run_folder import RunFolder
 
+#: As long as a claim watches a beat (ADR 6): an owner's heart may have stood still for so long, and its owner may live.
+_LEAST_WATCH_S = 90.0
 _COMMANDS = {
-    "list": "every checkpoint: step, what it is, size, age, whether its bytes are those that its name promises",
+    "list": "every checkpoint: step, what it is, size, age, whether its bytes are those that its name promises; "
+    "ends with 0 also where files are damaged",
     "verify": "check everything that can be checked without torch, and say where a start goes on; 1 where there is damage",
     "repair": "set damaged files aside, bring good ones back, take torn lines out; never deletes a checkpoint",
 }
@@ -62,7 +65,10 @@ def find_runs(path: Path) -> "list[RunFolder]":
         if place is path and path.is_dir() and (inside := _runs_in(path)):
             return [RunFolder(path=child) for child in inside]
     if path.exists():
+        sweeps = sorted(plan.parent.name for plan in path.glob("*/plan.json"))
         hint = "Launch the sweep first." if (path / "plan.json").exists() else "Give a folder that holds run.yaml, or a sweep's folder."
+        if sweeps:
+            hint = f"Sweeps in it: {', '.join(sweeps[:10])}{', ...' if len(sweeps) > 10 else ''}. Give one of them."
         raise ConfigError(f"{path}: neither a run nor a sweep with runs. {hint}")
     named = [child for child in _runs_in(path.parent) if _is_called(child.name, path.name)]
     if len(named) == 1:
@@ -96,7 +102,7 @@ def _list(folders: "Sequence[RunFolder]", arguments: argparse.Namespace) -> int:
         _print_json([checkpoint_view.to_json(look) for look in looks])
     else:
         print("\n\n".join(checkpoint_view.table(look, checkpoint_view.width()) for look in looks))
-    return 0
+    return int(any(look.unlisted for look in looks))
 
 
 def _verify(folders: "Sequence[RunFolder]", arguments: argparse.Namespace) -> int:
@@ -108,7 +114,7 @@ def _verify(folders: "Sequence[RunFolder]", arguments: argparse.Namespace) -> in
         code = max(code, int(any(finding.is_damage for finding in look.findings)))
         documents.append(checkpoint_view.to_json(look))
         if not arguments.json:
-            print(checkpoint_view.verdict(look), flush=True)
+            print(checkpoint_view.verdict(look, checkpoint_view.width()), flush=True)
     if arguments.json:
         _print_json(documents)
     return code
@@ -133,7 +139,7 @@ def _repair(folders: "Sequence[RunFolder]", arguments: argparse.Namespace) -> in
         code = max(code, int(bool(done.left)))
         documents.append({**checkpoint_view.to_json(done.look), "done": done.done, "left": done.left, "proof": done.proof})
         if not arguments.json:
-            print(checkpoint_view.repaired(done, dry_run=arguments.dry_run), flush=True)
+            print(checkpoint_view.repaired(done, checkpoint_view.width(), dry_run=arguments.dry_run), flush=True)
     if arguments.json:
         _print_json(documents)
     return code
@@ -151,9 +157,16 @@ def _seconds(text: str) -> float:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not 0 <= value < math.inf:  # a watch until nan would be over before it began
-        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds. Use 0 or more")
+    if not _LEAST_WATCH_S <= value < math.inf:  # a watch until nan would be over before it began
+        rule = f"Use {_LEAST_WATCH_S:.0f} or more: a living owner may be silent for that long, and a shorter look proves nothing"
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds that proves an owner gone. {rule}")
     return value
+
+
+def _folder(text: str) -> str:
+    if not text.strip():  # Path("") is the current folder
+        raise argparse.ArgumentTypeError("it is empty. Is a shell variable not set? For the current folder write .")
+    return text
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -163,16 +176,17 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="list|verify|repair")
     for name, what in _COMMANDS.items():
         command = commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
-        command.add_argument("runs", nargs="+", metavar="RUN_DIR", help="a run's folder, or a sweep's for all of its runs")
+        command.add_argument("runs", nargs="+", type=_folder, metavar="RUN_DIR", help="a run's folder, or a sweep's for all of its runs")
         command.add_argument("--json", action="store_true", help="for programs")
         if name == "repair":
             command.add_argument("--dry-run", action="store_true", help="say what would be done, and change nothing")
             command.add_argument(
                 "--watch-s",
                 type=_seconds,
-                default=90.0,
+                default=_LEAST_WATCH_S,
                 metavar="S",
-                help="how long a beat must stand still to prove its owner gone (default 90)",
+                help="how long a beat must stand still to prove its owner gone, where nothing else does; "
+                f"default and least {_LEAST_WATCH_S:.0f}",
             )
     return parser
 

@@ -1,18 +1,20 @@
 """How python -m seresnet.checkpoint shows what it found: a table for screens of 80 columns and more, lines of damage, and JSON.
 
-Text only; decides nothing. One invariant: every file is one row, and a narrow screen costs columns, never rows.
+Text only; decides nothing. One invariant: a file's name is never cut, so that it can be pasted: a narrow screen gives it a line of its own.
 """
 
 import shutil
+import textwrap
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from seresnet.inspection import FileLook, RunLook, bases
+from seresnet.file_look import FileLook
+from seresnet.inspection import RunLook, bases
 from seresnet.repair import Repair
 
-#: From this width on the whole file name is shown.
+#: From this width on a file's name stands in its row, below it on a line of its own.
 _WIDE = 130
 
 
@@ -30,22 +32,33 @@ def table(look: RunLook, columns: int) -> str:
     return "\n".join([*lines, f"{look.resume}."])
 
 
-def verdict(look: RunLook) -> str:
+def verdict(look: RunLook, columns: int) -> str:
     """What verify says of one run: a line for each finding, damage first, and where a start goes on."""
     damage = [finding for finding in look.findings if finding.is_damage]
     good = f"{len(look.good)} good checkpoint{'s' if len(look.good) != 1 else ''}, {len(look.epochs)} epochs"
-    head = f"{_title(look)}: {f'DAMAGED in {len(damage)} places' if len(damage) > 1 else 'DAMAGED' if damage else 'ok'}, {good}"
-    words = [f"  {'damage' if finding.is_damage else 'note'}: {finding}" for finding in look.findings]
-    text = [line.replace("`repair`", f"python -m seresnet.checkpoint repair {look.folder.path}") for line in words]
-    return "\n".join([head, *text, f"  {look.resume}."])
+    fine = "no checkpoint yet" if look.epochs and not look.good and not look.is_done else "ok"
+    head = f"{_title(look)}: {f'DAMAGED in {len(damage)} places' if len(damage) > 1 else 'DAMAGED' if damage else fine}, {good}"
+    words = [_wrapped(f"{'damage' if finding.is_damage else 'note'}: {finding}", columns) for finding in look.findings]
+    # Once, at the end: beside each file it would be the longest part of every line.
+    mends = any("`repair`" in finding.fix and finding.is_damage and "leaves" not in finding.fix for finding in look.findings)
+    hint = [f"  repair: python -m seresnet.checkpoint repair {look.folder.path}"] if mends else []
+    return "\n".join([head, *words, *hint, _wrapped(f"{look.resume}.", columns)])
 
 
-def repaired(done: Repair, *, dry_run: bool) -> str:
+def _wrapped(text: str, columns: int) -> str:
+    """Over several lines where the screen is narrow; no path and no file name is cut. Files and pipes get one line, for grep."""
+    if columns >= _WIDE:
+        return f"  {text}"
+    return textwrap.fill(text, columns, initial_indent="  ", subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+
+
+def repaired(done: Repair, columns: int, *, dry_run: bool) -> str:
     """What repair did, what it will not do, and where a start goes on now."""
-    nothing = [] if done.done or done.left else ["  nothing to mend"]
-    lines = [*(f"  {'would: ' if dry_run else ''}{line}" for line in done.done), *(f"  left: {line}" for line in done.left), *nothing]
-    owner = [f"  nobody owns it: {done.proof}"] if done.proof else []
-    return "\n".join([_title(done.look), *owner, *lines, f"  {done.look.resume}."])
+    nothing = [] if done.done or done.left else ["nothing to mend"]
+    owner = [f"nobody owns it: {done.proof}"] if done.proof else []
+    acts = [f"{'would: ' if dry_run else ''}{line}" for line in done.done]
+    lines = [*owner, *acts, *(f"left: {line}" for line in done.left), *nothing, f"{done.look.resume}."]
+    return "\n".join([_title(done.look), *(_wrapped(line, columns) for line in lines)])
 
 
 def to_json(look: RunLook) -> dict[str, Any]:
@@ -103,16 +116,20 @@ def _title(look: RunLook) -> str:
 
 def _rows(items: Sequence[FileLook], look: RunLook, columns: int) -> list[str]:
     if not items:
-        return ["  no checkpoint"]
-    head = ("attempt", "step", "epoch", "what", "MB", "age", "state", "file")
+        return [f"  ckpt/ {look.unlisted}"] if look.unlisted else ["  no checkpoint"]
+    head: tuple[str, ...] = ("attempt", "step", "epoch", "what", "MB", "age", "state", "file")
     rows = [_cells(item, look) for item in sorted(items, key=lambda item: (item.name is None, str(item.name or ""), item.path.name))]
+    names = [row[-1] for row in rows]
     if columns < _WIDE:
-        rows = [(*row[:-1], _short(row[-1])) for row in rows]
+        head, rows = head[:-1], [row[:-1] for row in rows]
     widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
     over = sum(widths) + 2 * len(widths) - columns
     if over > 0:
         widths[3] = max(8, widths[3] - over)
-    return [_line(row, widths) for row in (head, *rows)]
+    lines = [_line(row, widths) for row in rows]
+    if columns < _WIDE:
+        lines = [part for line, name in zip(lines, names, strict=True) for part in (line, f"    {name}")]
+    return [_line(head, widths), *lines]
 
 
 def _cells(item: FileLook, look: RunLook) -> tuple[str, ...]:
@@ -140,12 +157,6 @@ def _line(row: Sequence[str], widths: Sequence[int]) -> str:
         cut = text if len(text) <= wide else text[: wide - 3] + "..."
         cells.append(cut.rjust(wide) if column in (0, 1, 2, 4, 5) else cut.ljust(wide))
     return ("  " + "  ".join(cells)).rstrip()
-
-
-def _short(name: str) -> str:
-    """A checkpoint's name by the digits that tell it from others."""
-    digest = name.removesuffix(".safetensors").rpartition("-")[2]
-    return f"..-{digest[:8]}.." if name.startswith("g") and name.endswith(".safetensors") and len(digest) == 16 else name[:20]
 
 
 def age(seconds: float) -> str:

@@ -29,7 +29,7 @@ AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.float3
 #: Losses are summed as integers of 2^-24, so that neither the order of ranks nor a restart changes the last bits of a mean.
 LOSS_UNIT = 2**24
 
-#: The loss's finiteness is read this many steps late, so that the host never waits for the device (design.md, "Stopping").
+#: The loss's finiteness is read this many steps late, so that the host never waits for the device.
 LATE_STEPS = 16
 
 #: So many steps in a row without a finite loss are a divergence; fp16 scaling alone recovers sooner.

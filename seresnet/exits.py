@@ -22,7 +22,7 @@ class Exit(IntEnum):
     GPU_OUT_OF_MEMORY = 80
 
 
-#: The word that records use for each code (design.md, "Endings").
+#: The word that records use for each code.
 ENDING_OF_EXIT: dict[int, str] = {
     Exit.FINISHED: "finished",
     Exit.STOPPED: "stopped",

@@ -106,4 +106,9 @@ def _judge(file: str, called: CheckpointName | None, payload: bytes) -> tuple[Co
         return "ok", name, header, ""
     if digest in file:
         return ("temp" if is_temp else "renamed"), name, header, f"is {name} under another name"
-    return ("temp" if is_temp else "unproven"), name, None if is_temp else header, "reads like a checkpoint, but its name holds no digest that proves it"
+    return (
+        ("temp" if is_temp else "unproven"),
+        name,
+        None if is_temp else header,
+        "reads like a checkpoint, but its name holds no digest that proves it",
+    )

@@ -4,23 +4,23 @@ Showing it is checkpoint.py's job, mending repair.py's. One invariant: a file co
 that its name holds.
 """
 
-import errno
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from seresnet import attempts, journal, replay
 from seresnet.attempts import Claim, read_claims
-from seresnet.checkpoint_files import Header, candidates, digest_of, read_record
+from seresnet.checkpoint_files import candidates, fork_again
 from seresnet.config_file import config_from_dict
-from seresnet.durable import DISK, parse_json
+from seresnet.durable import parse_json
 from seresnet.errors import CheckpointError, ConfigError, ToolkitError
+from seresnet.file_look import FileLook, look_at_files, names_in_log, prove
 from seresnet.journal import EpochRecord
 from seresnet.pinning import expected_id
 from seresnet.replay import Replay
 from seresnet.run_folder import CheckpointName, RunFolder, RunRecord, TrainResult
-from seresnet.tensor_file import layout, state_digest_of
+from seresnet.tensor_file import state_digest_of
+
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
@@ -48,6 +48,26 @@ class RunLook:
     epochs: list[EpochRecord]
     replays: list[Replay]
     findings: list[Finding] = field(default_factory=list)
+    unlisted: str = ""  # why ckpt/ or ckpt/bad/ cannot be listed: then nothing is known of its files
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it has trained as far as it shall."""
+        return self.result is not None and self.record is not None and self.result.epochs >= _epochs(self.record)
+
+    @property
+    def had_files(self) -> bool:
+        """Whether there is, or must have been, a checkpoint: then no start begins at step 0."""
+        is_fork = self.record is not None and self.record.parent is not None
+        return (
+            is_fork or any(look.condition not in ("foreign", "temp") for look in self.files) or bool(self.claims and self.claims[-1].base)
+        )
+
+    @property
+    def can_be_good(self) -> bool:
+        """Whether repair will find a checkpoint to leave where it is, or to bring back."""
+        proved = (look for look in self.files if look.condition in ("ok", "renamed"))
+        return any(not look.is_set_aside or str(look.name) not in self.suspects for look in proved)
 
     @property
     def good(self) -> dict[CheckpointName, FileLook]:
@@ -76,43 +96,88 @@ class RunLook:
     @property
     def resume(self) -> str:
         """Where the next start goes on from."""
-        if self.result is not None and self.record is not None and self.result.epochs >= _epochs(self.record):
+        if self.result is not None and self.is_done:
             return f"nothing to resume: finished after {self.result.epochs} epochs"
         cut = self.replays[-1] if self.replays else None
         if cut is not None and cut.outcome is None and not cut.is_rewound:
             return f"a start goes back to step {cut.from_step} and replays from there: {cut.what} at step {cut.step}"
         if self.order:
             return f"a start goes on at step {self.order[0].step} from ckpt/{self.order[0]}"
-        had = any(look.condition not in ("foreign", "temp") for look in self.files) or bool(self.claims and self.claims[-1].base)
-        return "a start stops with an error: no checkpoint can be trusted" if had else "a start begins at step 0"
+        if self.unlisted:
+            return "nobody can tell where a start goes on: ckpt/ cannot be read"
+        return "a start stops with an error: no checkpoint can be trusted" if self.had_files else "a start begins at step 0"
 
 
 def inspect(folder: RunFolder) -> RunLook:
     """Look at everything; raises nothing for what files hold."""
     findings: list[Finding] = []
-    record, result = _read_record(folder, findings), _read_result(folder, findings)
+    record, result, claims = _read_record(folder, findings), _read_result(folder, findings), _read_claims(folder, findings)
+    files, unlisted = _read_files(folder, claims, findings)
     look = RunLook(
         folder=folder,
-        files=[*look_at_files(folder.checkpoints, False), *look_at_files(folder.set_aside, True)],
-        claims=_read_claims(folder, findings),
+        files=files,
+        unlisted=unlisted,
+        claims=claims,
         record=record,
         result=result,
         epochs=_read_journal(folder, findings),
         replays=_replays(folder, findings),
     )
-    found = [*_of_files(look), *_of_claims(look), *findings, *_of_journal(look), *_of_result(look)]
+    found = [*_of_files(look), *_of_absence(look), *_of_claims(look), *findings, *_of_journal(look), *_of_result(look)]
     look.findings = sorted(found, key=lambda finding: not finding.is_damage)
     return look
 
 
+def _read_files(folder: RunFolder, claims: list[Claim], findings: list[Finding]) -> tuple[list[FileLook], str]:
+    found, unlisted = [], ""
+    for place, is_set_aside in ((folder.checkpoints, False), (folder.set_aside, True)):
+        try:
+            found += look_at_files(place, is_set_aside)
+        except OSError as error:
+            unlisted = _why(error)
+            file, meaning = place.relative_to(folder.path).as_posix(), "Nothing is known of its checkpoints, and no start gets past it."
+            findings.append(Finding(file=file, what=unlisted, meaning=meaning, fix="Make it readable, then verify again."))
+            break  # what lies below it cannot be read either
+    if any(item.condition == "unproven" for item in found):
+        found = prove(found, names_in_log(folder.log) | bases(claims).keys())
+    return found, unlisted
+
+
+def _of_absence(look: RunLook) -> Iterator[Finding]:
+    """No checkpoint at all, where there must have been one."""
+    if look.unlisted or look.is_done or any(item.condition not in ("foreign", "temp") for item in look.files):
+        return
+    if look.record is not None and look.record.parent is not None:
+        meaning = f"Its state began as that of {look.record.parent}, so a start is refused."
+        yield Finding(file="ckpt", what="holds no checkpoint", meaning=meaning, fix=f"{fork_again(look.folder, look.record.parent)}.")
+    elif look.epochs:
+        count = len(look.epochs)
+        what = f"{count} epoch{'s are' if count > 1 else ' is'} written down, and there is no checkpoint"
+        meaning = "The run was ended before its first save, or its checkpoints are gone."
+        fix = "Restore ckpt/ from a backup, if there is one."
+        yield Finding(file="ckpt", what=what, meaning=meaning, fix=fix, is_damage=_must_have_saved(look))
+
+
+def _must_have_saved(look: RunLook) -> bool:
+    """Each best on validation is saved before its epoch is written down, and the rest every checkpoint_every_s."""
+    train = look.record.config.get("train", {}) if look.record else {}
+    interval_s = train.get("checkpoint_every_s") if isinstance(train, dict) else None
+    seconds = sum(record.seconds for record in look.epochs)
+    is_late = isinstance(interval_s, int | float) and seconds > 2 * interval_s
+    return is_late or (len(look.epochs) > 1 and any(record.val_top1_pct is not None for record in look.epochs))
+
+
 def _of_files(look: RunLook) -> Iterator[Finding]:
     good = {str(name) for name in look.good}
+    sets_aside = (
+        "`repair` sets it aside." if look.can_be_good else "No checkpoint is good, so `repair` moves none: restore one from a backup."
+    )
     for item in look.files:
         file = f"ckpt/{'bad/' if item.is_set_aside else ''}{item.path.name}"
         if item.is_set_aside:
             yield from _of_set_aside(look, item, file, good)
         elif item.condition == "damaged":
-            yield Finding(file=file, what=item.fault, meaning=f"{_sentence(look.resume)}.", fix="`repair` sets it aside.")
+            yield Finding(file=file, what=item.fault, meaning=f"{_sentence(look.resume)}.", fix=sets_aside)
         elif item.condition == "renamed" and str(item.name) not in good:
             yield Finding(file=file, what=item.fault, meaning="No start finds it.", fix="`repair` gives it its name.")
         elif item.condition == "newer":
@@ -123,6 +188,8 @@ def _of_files(look: RunLook) -> Iterator[Finding]:
         elif item.condition in ("unproven", "temp", "renamed"):
             what = "a save that was not committed" if item.condition == "temp" else item.fault
             yield Finding(file=file, what=what, meaning="No start looks at it.", fix="", is_damage=False)
+        elif item.condition == "foreign":
+            yield Finding(file=file, what="not a checkpoint", meaning="Nothing looks at it.", fix="", is_damage=False)
 
 
 def _of_set_aside(look: RunLook, item: FileLook, file: str, good: set[str]) -> Iterator[Finding]:
@@ -137,7 +204,7 @@ def _of_set_aside(look: RunLook, item: FileLook, file: str, good: set[str]) -> I
 
 def _of_claims(look: RunLook) -> Iterator[Finding]:
     newest = look.claims[-1] if look.claims else None
-    if newest is None or newest.base is None or newest.base in look.suspects:
+    if newest is None or newest.base is None or newest.base in look.suspects or look.is_done or look.unlisted:
         return
     if any(name.generation == newest.generation for name in look.good):
         return  # it starts from these, and retention deletes a base that three of them have made old

@@ -31,7 +31,9 @@ def to_current(
     kind: str, record: Any, current: Mapping[str, int] = CURRENT, chains: Mapping[str, Mapping[int, Migration]] = CHAINS
 ) -> Record:
     """The record in this version's schema. Raises ConfigError for one that no version wrote, or a newer one; says no file name."""
-    schema = record.get("schema") if isinstance(record, dict) else type(record).__name__
+    if not isinstance(record, dict):
+        raise ConfigError(f"not a mapping of keys, but a {type(record).__name__}. {_FIX[kind]}")
+    schema = record.get("schema")
     wanted = current[kind]
     if type(schema) is not int or schema < 1:
         raise ConfigError(f"schema is {schema!r}, this version ({__version__}) reads 1 to {wanted}. {_FIX[kind]}")

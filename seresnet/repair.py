@@ -10,7 +10,8 @@ from pathlib import Path
 
 from seresnet import claims
 from seresnet.durable import DISK, write_durably
-from seresnet.inspection import FileLook, RunLook, inspect, torn_lines
+from seresnet.file_look import FileLook
+from seresnet.inspection import RunLook, inspect, torn_lines
 from seresnet.run_folder import CheckpointName, RunFolder
 
 
@@ -33,7 +34,10 @@ def repair(folder: RunFolder, *, dry_run: bool, observe_s: float = 90.0) -> Repa
     hand.set_aside()
     hand.mend_journals()
     look = hand.look if dry_run else inspect(folder)
-    unmended = [] if dry_run else [str(finding) for finding in look.findings if finding.is_damage]
+    # Where no file is good, the hand has said of all of them together what there is to do.
+    said = look.folder.checkpoints.name if not look.can_be_good else "\0"
+    damage = [finding for finding in look.findings if finding.is_damage and not (hand.left and finding.file.startswith(f"{said}/"))]
+    unmended = [] if dry_run else [str(finding) for finding in damage]
     return Repair(proof=proof[1] if proof else None, done=tuple(hand.done), left=(*hand.left, *unmended), look=look)
 
 
@@ -82,8 +86,15 @@ class _Hand:
             newest = max(damaged, key=lambda item: (item.name.generation, item.name.step) if item.name else (-1, -1))
             self.left.append(
                 f"no checkpoint can be trusted, so none is moved. Restore one from a backup into {self.folder.checkpoints}, "
-                f"best of all {newest.path.name}. To start this run over: move {self.folder.checkpoints} and {self.folder.attempts} away"
+                f"best of all {newest.path.name}. {self._start_over()}"
             )
+
+    def _start_over(self) -> str:
+        away = f"move {self.folder.checkpoints} and {self.folder.attempts} away"
+        parent = self.look.record.parent if self.look.record else None
+        if parent is None:
+            return f"To start this run over: {away}"
+        return f"A fork has no step 0: to begin again, {away} and give --fork PARENT/ckpt/{parent.checkpoint}"
 
     def mend_journals(self) -> None:
         """Torn lines go; the file as it was stays beside it, under a name that no reader of journals looks at."""

@@ -35,7 +35,7 @@ log = logging.getLogger("seresnet")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one rank; never returns normally once training has begun, because a normal interpreter exit can abort (design.md)."""
+    """Run one rank; never returns normally once training has begun, because a normal interpreter exit can abort (seen)."""
     args = _parser().parse_args(argv)
     rank = int(os.environ.get("RANK", "0"))
     try:

@@ -59,10 +59,14 @@ def report(request: pytest.FixtureRequest) -> Iterator[Report]:
 
     def note(attack: str, amount: str, result: str) -> None:
         seconds, date = round(time.monotonic() - began), time.strftime("%Y-%m-%d", time.gmtime())
-        row = Row(attack=attack, amount=amount, result=result, seconds=seconds, date=date, commit=(provenance.commit() or "unknown")[:7])
+        row = Row(attack=attack, amount=amount, result=result, seconds=seconds, date=date, commit=_short(provenance.commit() or "unknown"))
         request.config.stash.setdefault(_ROWS, []).append(row)
 
     yield note
+
+
+def _short(commit: str) -> str:
+    return commit[:7] + ("+dirty" if commit.endswith("+dirty") else "")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

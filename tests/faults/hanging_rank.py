@@ -62,8 +62,11 @@ def at_start(act: Any) -> None:
     """While the prepared array is opened; before the first step the limit is 15 times as long, here 3 times."""
     from seresnet import recipe, watchdog
 
-    watchdog.START_FACTOR = 3.0
-    recipe.load_arrays = lambda *args: act()  # type: ignore[assignment]
+    def load(*args: Any) -> None:
+        watchdog.START_FACTOR = 3.0  # only now: on a busy machine importing torch takes longer than that
+        act()
+
+    recipe.load_arrays = load  # type: ignore[assignment]
 
 
 def slow(limit_s: float) -> None:

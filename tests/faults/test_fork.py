@@ -144,13 +144,13 @@ def test_a_fork_that_cannot_fit_is_refused_with_a_diff_and_a_fix(
 ) -> None:
     text = refused(tiny(tmp_path, digits_dir), tmp_path / "fork", "--fork", str(parent), *overrides)
     assert said in text, text
-    assert list((tmp_path / "fork").glob("ckpt/*")) == []
+    assert not (tmp_path / "fork").exists(), "debris of a fork that never was"
 
 
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ("nothing-there", "neither the folder of a run"),
+        ("nothing-there", "there is no such file or folder"),
         ("", "neither the folder of a run"),
         ("run/run.yaml", "neither the folder of a run"),
     ],
@@ -233,3 +233,15 @@ def test_a_parent_that_cannot_be_read_is_an_error_for_people(digits_dir: Path, p
     (broken / "ckpt").write_text("no folder")
     said = refused(tiny(tmp_path, digits_dir), tmp_path / "new", "--fork", str(broken))
     assert said.startswith(f"--fork {broken}: {broken / 'ckpt'}: Not a directory"), said
+
+
+def test_a_fork_that_lost_its_state_is_refused_and_can_be_forked_again(digits_dir: Path, parent: Path, tmp_path: Path) -> None:
+    config = tiny(tmp_path, digits_dir, epochs=3)
+    first = fork(config, tmp_path / "fork", parent)
+    for place in ("ckpt", "attempts"):
+        shutil.rmtree(tmp_path / "fork" / place)
+    (tmp_path / "fork" / "result.json").unlink()
+    said = refused(config, tmp_path / "fork")
+    assert f"fork of {first.parent}" in said and "--fork PARENT/ckpt/" in said, said
+    again = fork(config, tmp_path / "fork", parent)
+    assert (again.state_digest, again.parent, again.run_id) == (first.state_digest, first.parent, first.run_id)

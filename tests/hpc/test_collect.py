@@ -314,6 +314,19 @@ sys.exit(collect.main(sys.argv[1:]))"""
     assert (done.returncode, done.stderr) == (2, f"{missing} is not installed here. {advice}\n")
 
 
+def test_a_sweep_that_cannot_be_written_into_needs_another_place_for_its_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = FakeSweep(tmp_path, epochs=2).finish_all()
+
+    def refuse(path: Path, text: bytes) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(collect, "write_durably", refuse)
+    assert collect.main([str(sweep.folder.path), "--no-figures"]) == 2
+    assert capsys.readouterr().err == f"{sweep.folder.path / 'table.md'}: Permission denied. Correct that, or say --output DIR.\n"
+
+
 def test_collecting_needs_no_torch_scipy_or_wandb(tmp_path: Path) -> None:
     sweep = FakeSweep(tmp_path, epochs=2).finish_all()
     code = """import sys

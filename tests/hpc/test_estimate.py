@@ -114,6 +114,22 @@ def test_a_sweep_beside_this_one_is_asked_where_this_one_knows_nothing(tmp_path:
     assert found is not None and (found.source, found.low_s) == ("1 sibling sweep run", 4.5)
 
 
+def test_a_sweep_beside_this_one_that_is_another_users_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mode 700 does not stop root, so stat says what it says to others."""
+    FakeSweep(tmp_path, name="older").finish_all()
+    FakeSweep(tmp_path, name="theirs").finish_all()
+    sweep, real = FakeSweep(tmp_path, name="newer", epochs=60), Path.stat
+
+    def stat(path: Path, **more: bool) -> os.stat_result:
+        if path.is_relative_to(tmp_path / "theirs") and path != tmp_path / "theirs":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, **more)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    found = known(sweep).of_run(sweep.ids["se", 0])
+    assert found is not None and found.source == "1 sibling sweep run"
+
+
 def test_runs_that_the_sweep_no_longer_asks_for_still_tell_their_speed(tmp_path: Path) -> None:
     sweep = FakeSweep(tmp_path)
     sweep.train("se", 0, range(1, 4))

@@ -148,7 +148,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_draft(tmp_path: Path, away: Path,
         patch.setattr(tree_copy, "_copy_file", full)
         assert f"No space left on device. The sweep is whole in {sweep.folder.path}" in refusal(sweep, away / "demo")
     assert [*away.iterdir()] == []
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: os.terminal_size((1, 1)) and type("U", (), {"free": 10})())
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: os.terminal_size((1, 1)) and type("U", (), {"free": 10, "total": 99})())
     assert "GB free" in refusal(sweep, away / "demo")
 
 

@@ -13,11 +13,13 @@ import pytest
 from fake_sweep import FakeSweep
 
 from hpc import code_snapshot, collect, hold, supervisor
+from hpc.launch_session import planning
 from hpc.mirror_child import MirrorChild
 from hpc.mirror_process import lock
 from hpc.paths import Plan, PlannedFolder, SweepFolder, WandbSettings
 from seresnet import claims
 from seresnet.config import RunConfig, to_dict
+from seresnet.errors import SubmissionError
 from seresnet.run_folder import RunFolder, RunRecord
 from seresnet.signals import STOP_SIGNALS, StopFlag
 
@@ -99,6 +101,15 @@ def test_nothing_of_a_task_makes_the_folder_of_a_sweep_again(tmp_path: Path, mon
     MirrorChild.start(sweep.folder, ["x"], "offline", ("true",), env={}, cwd=tmp_path).stop()
     assert supervisor.main_task(sweep.folder, "0001/0", StopFlag()) == 78
     assert sorted(path.name for path in tmp_path.iterdir()) == ["moved"]
+
+
+def test_a_launcher_whose_sweep_was_moved_under_it_says_so(tmp_path: Path) -> None:
+    with (
+        pytest.raises(SubmissionError, match="is gone: moved or removed while it was at work"),
+        planning(SweepFolder(tmp_path / "gone"), is_begun=True),
+    ):
+        pytest.fail("began")
+    assert not (tmp_path / "gone").exists()
 
 
 def test_a_table_that_is_made_while_its_sweep_is_moved_does_not_bring_it_back(

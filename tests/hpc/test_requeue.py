@@ -1,4 +1,4 @@
-"""Every row of design.md's requeue rule and budgets, as a table."""
+"""Every row of the requeue rule (ADR 7) and of the budgets, as a table."""
 
 import dataclasses
 import os

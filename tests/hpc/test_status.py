@@ -218,6 +218,18 @@ def test_a_folder_without_a_plan_names_the_sweeps_nearby(sweep: FakeSweep, capsy
     assert "Sweeps: runs/demo." in error
 
 
+def test_another_users_folder_is_one_line(sweep: FakeSweep, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Mode 700 does not stop root, so stat says what it says to others."""
+
+    def stat(path: Path, **more: bool) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "stat", stat)
+        code = status.main(["runs/demo"])
+    assert (code, capsys.readouterr().err) == (2, "runs/demo/plan.json: Permission denied\n")
+
+
 def test_time_left_is_the_median_epoch_times_what_is_left(sweep: FakeSweep) -> None:
     sweep.train("se", 0, range(1, 4))
     claim(sweep, "se", 0, this_process())

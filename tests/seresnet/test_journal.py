@@ -2,6 +2,7 @@
 
 import json
 import random
+import zlib
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -49,7 +50,9 @@ def test_what_is_appended_is_read_back_in_order_of_steps(folder: RunFolder) -> N
 def test_a_line_is_one_json_object_with_every_field(folder: RunFolder) -> None:
     journal.append(folder, record(1, generation=12))
     text = (folder.path / "metrics" / "g0012.jsonl").read_text()
-    assert text.endswith("\n") and json.loads(text) == asdict(record(1, generation=12))
+    values = asdict(record(1, generation=12))
+    plain = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    assert text.endswith("\n") and json.loads(text) == {**values, "crc32": zlib.crc32(plain.encode())}
 
 
 def test_an_empty_or_missing_journal_has_no_epochs(folder: RunFolder, tmp_path: Path) -> None:
@@ -152,3 +155,12 @@ def test_a_line_nested_too_deeply_is_passed_over_as_junk(tmp_path: Path) -> None
     folder.claim(1).write_bytes(b"[" * 100_000)
     assert journal.read_noting(folder) == ([], {"g0001.jsonl": 1})
     assert read_claim(folder, 1).owner is None
+
+
+def test_a_line_that_was_garbled_and_still_reads_well_is_passed_over(folder: RunFolder) -> None:
+    journal.append(folder, record(1))
+    line = folder.journal(1).read_bytes()
+    assert journal.parse(line) == record(1)
+    for old, new in ((b'"epoch": 1', b'"epoch": 7'), (b'"lr": ', b'"lr": 1'), (b'"crc32": ', b'"crc32": NaN, "x": ')):
+        assert old in line and journal.parse(line.replace(old, new)) is None, new
+    assert journal.parse(json.dumps(asdict(record(1))).encode()) == record(1), "a line of a program that writes no checksum"
