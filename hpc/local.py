@@ -5,6 +5,7 @@ whatever ends the launcher, every child is asked to save; where it can wait for 
 """
 
 import contextlib
+import math
 import os
 import re
 import signal
@@ -26,6 +27,8 @@ from seresnet.errors import SubmissionError
 _POLL_S = 0.1
 #: Saving is one checkpoint of a small network; the supervisor itself gives its ranks 12 s and its mirror 8 s.
 _GRACE_S = 40.0
+#: Two requests within it are one: a key pressed twice, or a wrapper that passes on what the process group has got already (seen).
+_TAP_S = 1.0
 #: A child that took the job around this launcher for its own would requeue it. SLURM_CONF is how clients find the controller; and with
 #: PYTHONSAFEPATH `python -m` does not look into the working directory, which is the snapshot.
 NOT_FOR_CHILDREN = re.compile(r"(SLURMD?_(?!CONF$|CLUSTERS$)|SBATCH_|SRUN_|SUBMITIT_|PMIX?_|PYTHONSAFEPATH$)")
@@ -77,6 +80,7 @@ class _Children:
     running: dict[LocalTask, subprocess.Popen[bytes]] = field(default_factory=dict)
     leased: dict[LocalTask, list[str]] = field(default_factory=dict)
     stop_requests: int = 0
+    asked_at: float = -math.inf  # on the monotonic clock
 
     def start_what_fits(self, room: "Room", start: Callable[[LocalTask, list[str]], subprocess.Popen[bytes]]) -> None:
         """Start waiting tasks, in order, while there is room and there are GPUs for the next one."""
@@ -119,7 +123,8 @@ class _Children:
 def run_local(sweep: SweepFolder, submission: Submission, tasks: Sequence[LocalTask], room: Room, console: Console, look: Look) -> bool:
     """Run the tasks of a submission to their end, showing progress; True if somebody asked to stop before that.
 
-    The first SIGINT, SIGTERM or SIGHUP stops everything at a durable checkpoint, the second kills what is left.
+    The first SIGINT, SIGTERM or SIGHUP stops everything at a durable checkpoint, a second one that comes a second later or more kills
+    what is left.
     """
     children = _Children(waiting=list(tasks), gpus=visible_gpus() if any(task.gpus for task in tasks) else [])
     code = sweep.code(submission.code).resolve()
@@ -215,7 +220,9 @@ os.execv(sys.argv[2], sys.argv[2:])
 @contextlib.contextmanager
 def _catching(children: _Children) -> Iterator[None]:
     def count(number: int, frame: FrameType | None) -> None:
-        children.stop_requests += 1
+        now = time.monotonic()
+        if now - children.asked_at >= _TAP_S:
+            children.stop_requests, children.asked_at = children.stop_requests + 1, now
 
     before = {number: signal.signal(number, count) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:

@@ -101,7 +101,9 @@ class Replays:
         if self.running is not None:
             ended = replace(self.running, outcome="came_back", again_step=fault.step)
             self._write(ended)
-            return str(ended)
+            if fault.what == ended.what:
+                return str(ended)
+            return f"{fault}, in a replay from step {ended.from_step} that was for {ended.what} at step {ended.step}"
         known = read_replays(self._folder, self._files)
         gone = [replay for replay in known if replay.outcome == "gone"]
         if len(gone) >= MOST_SUSPECT:

@@ -12,7 +12,7 @@ from seresnet import attempts, journal, replay
 from seresnet.attempts import Claim, read_claims
 from seresnet.checkpoint_files import candidates, fork_again
 from seresnet.config_file import config_from_dict
-from seresnet.durable import parse_json
+from seresnet.durable import DISK, parse_json
 from seresnet.errors import CheckpointError, ConfigError, ToolkitError
 from seresnet.file_look import FileLook, look_at_files, names_in_log, prove
 from seresnet.journal import EpochRecord
@@ -235,6 +235,10 @@ def _read_claims(folder: RunFolder, findings: list[Finding]) -> list[Claim]:
 
 
 def _read_record(folder: RunFolder, findings: list[Finding]) -> RunRecord | None:
+    if _has_no_record_yet(folder):
+        meaning, fix = "Its only start was ended before it wrote it, and nothing was trained.", "Start the run again as it was started."
+        findings.append(Finding(file="run.yaml", what="is not written yet", meaning=meaning, fix=fix, is_damage=False))
+        return None
     try:
         record = RunRecord.read(folder)
         config = config_from_dict(record.config, str(folder.run_yaml))
@@ -248,6 +252,17 @@ def _read_record(folder: RunFolder, findings: list[Finding]) -> RunRecord | None
             Finding(file="run.yaml", what=what, meaning="A start is refused.", fix="Restore the config that it was started with.")
         )
     return record
+
+
+def _has_no_record_yet(folder: RunFolder) -> bool:
+    """Whether every start was ended between its claim and run.yaml, after which come what it runs on, checkpoints and epochs."""
+    try:
+        saved = [CheckpointName.parse(name) for place in (folder.checkpoints, folder.set_aside) for name in DISK.names(place)]
+        is_introduced = any(name.endswith(".env.json") for name in DISK.names(folder.attempts))
+        is_later = is_introduced or DISK.names(folder.metrics) or any(name is not None and name.generation > 0 for name in saved)
+        return not (is_later or folder.run_yaml.is_symlink() or folder.run_yaml.exists() or folder.result.exists())
+    except OSError:
+        return False
 
 
 def _read_result(folder: RunFolder, findings: list[Finding]) -> TrainResult | None:
@@ -293,13 +308,18 @@ def _of_journal(look: RunLook) -> Iterator[Finding]:
     parent = look.record.parent if look.record else None
     first = parent.step // size + 1 if parent else 1
     last = (look.order[0].step - 1) // size if look.order else 0
-    if look.result is not None:
+    if look.result is not None and not _is_replayed_behind(look, look.result):
         last = max(last, look.result.epochs)
     missing = sorted(set(range(first, last + 1)) - {record.epoch for record in look.epochs})
     if missing:
         text = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
         meaning = "Training goes on all the same; curves, and best-on-test, lack them."
         yield Finding(file="metrics", what=f"has no record of epoch {text}", meaning=meaning, fix="Restore metrics/ from a backup.")
+
+
+def _is_replayed_behind(look: RunLook, result: TrainResult) -> bool:
+    """Whether a run that shall train longer has gone back to before its older result: the epochs between are written down again."""
+    return not look.is_done and any(entry.from_step < result.step for entry in look.replays)
 
 
 def _of_result(look: RunLook) -> Iterator[Finding]:

@@ -332,7 +332,8 @@ class Trainer:
         if self.writer is not None and not self.writer.wait(STOP_SAVE_LIMIT_S):
             self._raise_if_fenced()
             # The run goes on from what is durable: a save that failed is no reason to lose the requeue.
-            saved = f"step {self.engine.step}, which is not saved ({self.writer.last_error}); durable is step {self.writer.durable_step}"
+            durable = "nothing is durable yet" if self.writer.durable_step is None else f"durable is step {self.writer.durable_step}"
+            saved = f"step {self.engine.step}, which is not saved ({self.writer.last_error}); {durable}"
             log.error("stop_not_saved %s", saved)
         self.agreement.settle()
         raise Stopped(f"{self.stop.signal_name or 'another rank'} at {saved}")

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import ranks as ring
+import yaml
 from conftest import Amount, Report
 
 from seresnet import attempts, journal
+from seresnet.checkpoint import main as checkpoint
 from seresnet.replay import MARGIN_STEPS, Replay, read_replays
 from seresnet.run_folder import RunFolder, TrainResult
 
@@ -149,6 +151,15 @@ def test_a_stop_amid_a_divergence_is_a_stop_on_every_rank(size: int, digits_dir:
     ring.assert_same(run_dir, ring.undisturbed(digits_dir, size), "stopped with a state that is not finite")
 
 
+def test_a_stop_amid_a_divergence_with_nothing_durable_begins_again(digits_dir: Path, tmp_path: Path) -> None:
+    config, run_dir = _start(tmp_path, digits_dir, 1, {"kind": "nan once", "steps": [0], "stop_at": 1}, checkpoint_every_s=3600)
+    assert ring.join_all(ring.start(config, run_dir, 1, hook=HOOK)) == [75], _output(tmp_path)
+    end = attempts.read_end(RunFolder(path=run_dir), 1)
+    assert end is not None and str(end.reason).endswith("; nothing is durable yet"), end
+    ring.finish(config, run_dir, 1)
+    ring.assert_same(run_dir, ring.undisturbed(digits_dir, 1), "stopped with a state that is not finite, before any save")
+
+
 def test_numbers_of_the_abandoned_branch_do_not_survive(digits_dir: Path, tmp_path: Path) -> None:
     # Nothing is saved but the best: the way back is long, and epochs lie on it.
     config, run_dir = _start(tmp_path, digits_dir, 1, {"kind": "nan once", "steps": [22]}, checkpoint_every_s=3600)
@@ -157,3 +168,20 @@ def test_numbers_of_the_abandoned_branch_do_not_survive(digits_dir: Path, tmp_pa
     lines = [line["step"] for line in ring.journal_lines(run_dir)]
     assert lines == [*range(6, replay.from_step + 1, 6), *range(max(6, replay.from_step), 31, 6)], f"from {replay.from_step}: {lines}"
     ring.assert_same(run_dir, ring.undisturbed(digits_dir, 1), "epochs abandoned")
+
+
+def test_a_replay_from_before_an_older_result_is_no_damage(digits_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fault = {"kind": "nan once", "steps": [30], "stop_at": 25}
+    config, run_dir = _start(tmp_path, digits_dir, 1, fault)
+    wanted = yaml.safe_load(config.read_text())
+    wanted["optim"]["schedule_epochs"] = 9
+    config.write_text(yaml.safe_dump(wanted))
+    ring.finish(config, run_dir, 1)
+    wanted["train"]["epochs"] = 6
+    config.write_text(yaml.safe_dump(wanted))
+    # The first step beyond the old end diverges, so the old end itself is in doubt; the replay is stopped before it is there again.
+    assert ring.join_all(ring.start(config, run_dir, 1, hook=HOOK)) == [75], _output(tmp_path)
+    assert [replay.outcome for replay in _replays(run_dir)] == [None] and len(journal.read(RunFolder(path=run_dir))) < 5
+    assert checkpoint(["verify", str(run_dir)]) == 0, capsys.readouterr().out
+    result = ring.finish(config, run_dir, 1)
+    assert result.epochs == 6 and checkpoint(["verify", str(run_dir)]) == 0, capsys.readouterr().out

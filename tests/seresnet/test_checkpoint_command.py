@@ -55,6 +55,19 @@ def test_a_good_run_verifies_and_nothing_changes(run_dir: Path, capsys: pytest.C
     assert files(run_dir) == before
 
 
+@pytest.mark.parametrize("command", ["verify", "list"])
+def test_a_start_that_was_ended_before_run_yaml_is_no_damage(tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
+    folder = RunFolder(path=tmp_path / "run")
+    folder.create()
+    generation = claims.acquire(folder, claims.this_process()).generation
+    claims.write_end(folder, generation, "stopped", reason="SIGTERM before the first step", code=75)
+    code, text = main([command, str(folder.path)]), capsys.readouterr().out
+    assert code == 0 and "a start begins at step 0" in text and "No start gets past it" not in text, text
+    folder.environment(generation).write_text("{}")  # it had begun: run.yaml was there
+    if command == "verify":
+        assert main([command, str(folder.path)]) == 1 and "run.yaml: cannot be read" in capsys.readouterr().out
+
+
 def torn_journal(run_dir: Path) -> None:
     with open(run_dir / "metrics" / "g0001.jsonl", "ab") as file:
         file.write(b'{"epoch": 3, "st')

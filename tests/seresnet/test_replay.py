@@ -151,6 +151,15 @@ def test_once_is_for_each_divergence_and_not_for_each_attempt(folder: RunFolder)
     assert [known.outcome for known in read_replays(folder)] == ["came_back"] and note(folder) is None
 
 
+def test_another_fault_within_a_replay_is_called_by_its_name(folder: RunFolder) -> None:
+    mine = replays_of(folder, 1)
+    mine.go_back(FAULT, lambda: state(0))
+    said = "^model/w not finite at step 51, in a replay from step 40 that was for loss not finite at step 47$"
+    with pytest.raises(Diverged, match=said):
+        mine.go_back(NotFinite("model/w not finite", 51, 49, ("gpu-17",)), lambda: state(0))
+    assert [known.outcome for known in read_replays(folder)] == ["came_back"]
+
+
 def test_what_does_not_come_back_names_the_node_and_three_of_them_are_enough(folder: RunFolder) -> None:
     mine = replays_of(folder, 1)
     for _ in range(replay.MOST_SUSPECT):
