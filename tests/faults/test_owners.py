@@ -37,7 +37,7 @@ def output_of(run_dir: Path) -> str:
 # --- at once ---
 
 
-def race(owners: int, place: Path, data_dir: Path, expected: TrainResult) -> None:
+def assert_one_trains(owners: int, place: Path, data_dir: Path, expected: TrainResult) -> None:
     """Start them in the same moment: one trains, the others leave everything as it is."""
     config, run_dir, gun = ring.tiny_config(place, data_dir, 1, epochs=RACE_EPOCHS), place / "run", place / "start"
     environ = {"OWNER_START": str(gun), "OWNER_OBSERVE_S": str(owner_hooks.PATIENT_S)}
@@ -63,7 +63,7 @@ def test_of_owners_that_start_at_once_one_trains(digits_dir: Path, alone: dict, 
     for number in range(rounds):
         place = tmp_path / str(number)
         place.mkdir()
-        race(2 if number % 2 == 0 else 4, place, digits_dir, alone[1, RACE_EPOCHS])
+        assert_one_trains(2 if number % 2 == 0 else 4, place, digits_dir, alone[1, RACE_EPOCHS])
     report("two and four owners at once", f"{rounds} starts", f"{rounds} of {rounds}: one claim, the others exit 77 and change nothing")
 
 
@@ -103,7 +103,7 @@ def _state(process: ring.Rank) -> str | None:
     return None if state is None else state[0]
 
 
-def wake_a_zombie(moment: str, is_late: bool, place: Path, data_dir: Path, alone: dict[tuple[int, int], TrainResult]) -> None:
+def assert_a_zombie_leaves(moment: str, is_late: bool, place: Path, data_dir: Path, alone: dict[tuple[int, int], TrainResult]) -> None:
     """is_late: it wakes up when the run is finished, not while its successor trains."""
     place.mkdir()
     scene = Scene(place, data_dir, OUTSIDE.get(moment, 1))
@@ -153,7 +153,7 @@ def test_a_stopped_owner_that_is_continued_exits_77_and_writes_nothing_newer(
         futures = []
         for case in range(cases):
             moment, is_late = MOMENTS[case % len(MOMENTS)], (case // len(MOMENTS)) % 2 == 0
-            futures.append(pool.submit(wake_a_zombie, moment, is_late, tmp_path / str(case), digits_dir, alone))
+            futures.append(pool.submit(assert_a_zombie_leaves, moment, is_late, tmp_path / str(case), digits_dir, alone))
     for future in futures:
         future.result()
     report("owner stopped past the limit, then continued", f"{cases} zombies", f"{cases} of {cases} exit 77, nothing newer, equal digests")

@@ -118,13 +118,14 @@ def shoot(digits_dir: Path, tmp_path: Path, size: int, shots: int, seed: int) ->
         seen += [shot for found in ring.together(legs, WIDTH) for shot in found]
         if len(seen) >= shots:
             break
-    assert len(seen) >= shots, f"only {len(seen)} of {shots} signals met a living rank"
     return seen
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_a_signal_to_one_rank_at_any_time_stops_all_alike(size: int, digits_dir: Path, tmp_path: Path, amount, report, request) -> None:
-    seen = shoot(digits_dir, tmp_path, size, amount(1, 5, 67), request.config.getoption("--seed"))
+    shots = amount(1, 5, 67)
+    seen = shoot(digits_dir, tmp_path, size, shots, request.config.getoption("--seed"))
+    assert len(seen) >= shots, f"only {len(seen)} of {shots} signals met a living rank"
     phases = ", ".join(f"{phase} {count}" for phase, count in sorted(Counter(shot.phase for shot in seen).items()))
     slowest = f"at most {max(shot.steps for shot in seen)} steps + {max(shot.durable_s for shot in seen):.1f} s to durable"
     ends = f"all ended within {max((shot.end_s for shot in seen if shot.phase != 'too late'), default=0.0):.1f} s"

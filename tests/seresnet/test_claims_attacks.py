@@ -50,7 +50,7 @@ def put_claim(folder: RunFolder, owner: Owner, generation: int = 1) -> None:
     assert attempts.publish_claim(folder, Claim(generation=generation, owner=owner, base=None))
 
 
-def refused(folder: RunFolder, owner: Owner | None = None, match: str = "", **how: object) -> None:
+def assert_refused(folder: RunFolder, owner: Owner | None = None, match: str = "", **how: object) -> None:
     before = claims.newest_generation(folder)
     with pytest.raises(OwnedElsewhereError, match=match):
         acquire(folder, owner or me(), **{"observe_s": 30, "poll_s": 0.005, **how})
@@ -83,7 +83,7 @@ def test_a_live_owner_keeps_its_run_whatever_stands_in_its_claim(folder: RunFold
     for junk in JUNK:
         owner = {**asdict(me(pid=OTHER, process_started=None)), key: junk}
         folder.claim(1).write_text(json.dumps({"schema": 1, "generation": 1, "base": None, "owner": owner}))
-        refused(folder, match="its beat moved")
+        assert_refused(folder, match="its beat moved")
 
 
 def test_a_live_owner_keeps_its_run_whatever_became_of_its_claims_bytes(
@@ -100,7 +100,7 @@ def test_a_live_owner_keeps_its_run_whatever_became_of_its_claims_bytes(
             torn[place : place + 1] = bytes([chance.randrange(256)]) if place < len(torn) else b""
         folder.claim(1).write_bytes(torn)
         assert claims.read_owner(folder, 1) is None or claims.read_owner(folder, 1).pid == OTHER
-        refused(folder, match="its beat moved")
+        assert_refused(folder, match="its beat moved")
 
 
 @pytest.mark.parametrize("junk", [b"", b"\xff\xfe", b"-", b"9" * 5000, b"1e9", b"\x00" * 21])
@@ -109,7 +109,7 @@ def test_a_beat_that_is_junk_shows_life_when_it_changes_and_none_when_it_stands(
     folder.beat(1).write_bytes(junk)
     timer = threading.Timer(0.05, lambda: Heart(folder, 1, lambda: None).start().stop())
     timer.start()
-    refused(folder, match="its beat moved")
+    assert_refused(folder, match="its beat moved")
     timer.join()
     assert folder.beat(1).read_bytes()[:21] == b"%020d\n" % 1, "a heart begins at 1 where there was no count"
     folder.beat(1).write_bytes(junk)
@@ -120,7 +120,7 @@ def test_a_first_beat_while_we_watch_is_life(folder: RunFolder) -> None:
     put_claim(folder, alive())
     timer = threading.Timer(0.05, lambda: Heart(folder, 1, lambda: None).start().stop())
     timer.start()
-    refused(folder, match="its beat moved")
+    assert_refused(folder, match="its beat moved")
     timer.join()
 
 
@@ -136,7 +136,7 @@ def test_two_processes_of_one_job_count_their_tries_each_for_itself(folder: RunF
     last, now = restarts
     job = {"cluster": "c", "raw_job_id": "7"}
     put_claim(folder, me(pid=OTHER, process_started=None, restart_count=last, **job))
-    refused(folder, me(restart_count=now, task_try=5, **job), match="its beat moved")
+    assert_refused(folder, me(restart_count=now, task_try=5, **job), match="its beat moved")
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc here")
@@ -173,13 +173,13 @@ def test_an_owner_that_wakes_up_before_we_claim_keeps_its_run(folder: RunFolder)
     def choose(_: RunFolder) -> None:  # reading the checkpoints took a while, or we were stopped in it
         Heart(folder, 1, lambda: None).start().stop()
 
-    refused(folder, match="moved again", observe_s=0.05, base=choose)
+    assert_refused(folder, match="moved again", observe_s=0.05, base=choose)
 
 
 def test_a_run_that_was_finished_while_we_watched_is_not_claimed_again(folder: RunFolder) -> None:
     put_claim(folder, alive())
     threading.Timer(0.05, claims.write_end, (folder, 1, "finished")).start()
-    refused(folder, match="finished the run", finished=lambda _: True)
+    assert_refused(folder, match="finished the run", finished=lambda _: True)
     assert acquire(folder, me(), finished=lambda _: False).generation == 2
 
 
@@ -216,4 +216,7 @@ def test_an_owner_that_cannot_look_goes_on(folder: RunFolder) -> None:
     def stale(*_: object) -> None:
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
+    put_claim(folder, me(), generation=2)
     claims.refuse_if_fenced(folder, 1, Disk("names", stale))
+    with pytest.raises(OwnedElsewhereError):  # as soon as it can look
+        claims.refuse_if_fenced(folder, 1)
