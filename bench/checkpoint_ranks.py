@@ -174,8 +174,8 @@ def seconds_a_step(steps: int, deterministic: bool, **train: Any) -> float:
 def _steps_process(steps: int, train: Mapping[str, Any]) -> None:
     from checkpoint_saves import FULL, make_engine
 
+    from seresnet.assembly import make_deterministic
     from seresnet.config import RunConfig, TrainConfig
-    from seresnet.recipe import make_deterministic
     from seresnet.world import join
 
     make_deterministic(RunConfig(train=TrainConfig(**train)))

@@ -107,18 +107,18 @@ def _about(run: PlannedRun, folder: RunFolder, base: str | None) -> str:
 
 def _train(folder: RunFolder, run: PlannedRun) -> None:
     try:
-        from seresnet import recipe, world
+        from seresnet import assembly, recipe, world
     except ModuleNotFoundError as error:
         raise ConfigError(f"{error.name} is not installed for {sys.executable}. Use the environment of `make setup`.") from error
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
-    recipe.make_deterministic(run.config)
+    assembly.make_deterministic(run.config)
     alone = world.join(run.config.train.device, environ={})
     claim = claims.acquire(folder, claims.this_process())
     attempt = recipe.Attempt(
         folder=folder, record=RunRecord.read(folder), config=run.config, generation=claim.generation, base=claim.base
     )  # fmt: skip
-    log.info("attempt=%d host=%s device=%r", claim.generation, socket.gethostname(), recipe.device_name(alone))
+    log.info("attempt=%d host=%s device=%r", claim.generation, socket.gethostname(), assembly.device_name(alone))
     ending = "crashed"
     try:
         # A flag that nobody raises: signals are Python's own, so that Ctrl-C is a KeyboardInterrupt and pdb has its prompt.

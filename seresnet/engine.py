@@ -5,8 +5,6 @@ invariant: state() at a step boundary holds everything that the next step reads.
 """
 
 import contextlib
-import inspect
-from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +18,9 @@ from seresnet.config import RunConfig, fitting_world_sizes, micro_batch_size, sc
 from seresnet.data import MicroBatch, TrainBatches
 from seresnet.errors import CheckpointError, ConfigError
 from seresnet.host_copies import HostCopies
+from seresnet.loss_watch import LossWatch
 from seresnet.optim import build_optimizer, learning_rate, set_learning_rate
+from seresnet.parallel import share_gradients
 from seresnet.state import TrainState
 from seresnet.world import World
 
@@ -28,12 +28,6 @@ AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.float3
 
 #: Losses are summed as integers of 2^-24, so that neither the order of ranks nor a restart changes the last bits of a mean.
 LOSS_UNIT = 2**24
-
-#: The loss's finiteness is read this many steps late, so that the host never waits for the device.
-LATE_STEPS = 16
-
-#: So many steps in a row without a finite loss are a divergence; fp16 scaling alone recovers sooner.
-DIVERGED_AFTER = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,10 +211,7 @@ class Engine:
         return contextlib.nullcontext() if self._parallel is None or is_last else self._parallel.no_sync()
 
     def _wrap(self) -> DistributedDataParallel:
-        ids = [self.world.device.index] if self.world.device.type == "cuda" else None
-        parallel = DistributedDataParallel(self.model, device_ids=ids, gradient_as_bucket_view=True, **_without_buffer_sync())
-        # Our losses are divided by the global batch already: gradients are summed, not averaged.
-        parallel.register_comm_hook(None, _sum_gradients)
+        parallel = share_gradients(self.model, self.world.device)
         self._settle_buckets(parallel)
         return parallel
 
@@ -247,44 +238,6 @@ class Engine:
         return tensors
 
 
-class LossWatch:
-    """Whether recent losses were finite, read late so that no step waits for the device."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._late = LATE_STEPS if device.type == "cuda" else 0
-        self._queue: deque[tuple[Any, Tensor]] = deque()
-        self.bad_in_a_row = 0
-
-    @property
-    def has_diverged(self) -> bool:
-        return self.bad_in_a_row >= DIVERGED_AFTER
-
-    @property
-    def steps_in_doubt(self) -> int:
-        """How many of the last steps have a loss that is not known to be finite."""
-        return len(self._queue) + self.bad_in_a_row
-
-    def forget(self) -> None:
-        """Go on at another step: what was seen says nothing of it."""
-        self._queue.clear()
-        self.bad_in_a_row = 0
-
-    def push(self, finite: Tensor) -> None:
-        """finite: 0-dim bool tensor on the device."""
-        event = None
-        if self._late:
-            # Into pinned memory: a copy to pageable memory would wait for the device after all.
-            finite = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(finite, non_blocking=True)
-            event = torch.cuda.Event()
-            event.record()
-        self._queue.append((event, finite))
-        while len(self._queue) > self._late:
-            event, oldest = self._queue.popleft()
-            if event is not None:
-                event.synchronize()
-            self.bad_in_a_row = 0 if bool(oldest) else self.bad_in_a_row + 1
-
-
 def is_countable(loss: Tensor) -> Tensor:
     """Whether a summed loss is finite and small enough for the integer sums; 0-dim bool tensor. 2^38 in units of 2^-24 is 2^62."""
     return torch.isfinite(loss) & (loss < 2**38)
@@ -293,18 +246,6 @@ def is_countable(loss: Tensor) -> Tensor:
 def cross_entropy_sum(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy summed over samples. logits, targets: (N, K), targets are probabilities (soft labels)."""
     return -(targets * torch.log_softmax(logits, dim=1)).sum()
-
-
-def _sum_gradients(state: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
-    work = dist.all_reduce(bucket.buffer(), async_op=True)
-    future: torch.futures.Future[Tensor] = work.get_future().then(lambda done: done.value()[0])
-    return future
-
-
-def _without_buffer_sync() -> dict[str, Any]:
-    """The argument that keeps DDP from broadcasting buffers at each forward; torch 2.14 gave it another name."""
-    names = inspect.signature(DistributedDataParallel.__init__).parameters
-    return {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}
 
 
 def _accumulation(config: RunConfig, world_size: int) -> int:

@@ -21,7 +21,7 @@ from seresnet.run_folder import CheckpointName, RunFolder
 log = logging.getLogger("seresnet")
 
 SCHEMA = 1
-#: A divergence has not come back once a replay is so many steps further: it is noticed up to 19 steps late (engine.LossWatch).
+#: A divergence has not come back once a replay is so many steps further: it is noticed up to 19 steps late (loss_watch.LossWatch).
 MARGIN_STEPS = 20
 #: So many divergences that did not come back, and the machine is not worth another: the run ends as diverged.
 MOST_SUSPECT = 3

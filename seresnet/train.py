@@ -125,11 +125,17 @@ class _Process:
             return Exit.FINISHED, "finished before; nothing to do"
         owned = self._own() if self.rank == 0 else None
         try:
-            from seresnet import divergence, recipe, trial, world  # torch takes seconds: the handlers, the claim and its heart are in place
+            from seresnet import (  # torch takes seconds: the handlers, the claim and its heart are in place
+                assembly,
+                divergence,
+                recipe,
+                trial,
+                world,
+            )
         except ModuleNotFoundError as error:
             raise ConfigError(f"{error.name} is not installed for {sys.executable}. Use the environment of `make setup`.") from error
 
-        recipe.make_deterministic(self.config)
+        assembly.make_deterministic(self.config)
         self.world = world.join(self.config.train.device)
         record, claim = self.world.broadcast_object(owned)
         self.generation = claim.generation
@@ -142,7 +148,7 @@ class _Process:
             watchdog=self.watchdog,
         )
         if self.rank == 0:
-            self._introduce(recipe.device_name(self.world))
+            self._introduce(assembly.device_name(self.world))
         try:
             recipe.train(attempt, self.world, stop, trial.trial_of(self.trial_steps) if self.trial_steps else None)
         except recipe.Stopped as stopped:

@@ -9,11 +9,11 @@ import torch
 import traces
 
 from seresnet import journal
+from seresnet.assembly import build_engine, open_data
 from seresnet.checkpoint_files import Header
 from seresnet.checkpoint_writer import decode, encode
 from seresnet.config_file import read_run_config
 from seresnet.engine import Engine
-from seresnet.recipe import build_engine, open_data
 from seresnet.run_folder import RunFolder
 from seresnet.state import state_digest
 from seresnet.world import World

@@ -38,6 +38,7 @@ OTHER_VALUES: dict[str, Any] = {
     "train.fused_optimizer": True,
     "train.threads": 7,
     "train.eval_batch_size": 7,
+    "train.data_on": "host",
     "train.ranks": 1024,
     "train.nodes": 2,
     "train.checkpoint_every_s": 7.0,

@@ -10,9 +10,10 @@ from same_bits import assert_same_bits_after_a_resume
 
 from seresnet.config import AugmentConfig, DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
 from seresnet.data import TrainBatches, load_splits
-from seresnet.engine import LOSS_UNIT, Engine, LossWatch, is_countable
+from seresnet.engine import LOSS_UNIT, Engine, is_countable
 from seresnet.errors import CheckpointError, ConfigError
 from seresnet.evaluate import evaluate
+from seresnet.loss_watch import LossWatch
 from seresnet.models import build_model
 from seresnet.world import World
 

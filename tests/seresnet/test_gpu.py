@@ -11,11 +11,11 @@ import pytest
 import torch
 from same_bits import assert_same_bits_after_a_resume
 
+from seresnet.assembly import make_deterministic
 from seresnet.config import DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
 from seresnet.data import TrainBatches, load_splits
 from seresnet.engine import Engine
 from seresnet.models import build_model
-from seresnet.recipe import make_deterministic
 from seresnet.world import World
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device (GPU)")]

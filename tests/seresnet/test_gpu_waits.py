@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_gpu import config, engine
 
-from seresnet.engine import LATE_STEPS
+from seresnet.loss_watch import LATE_STEPS
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device (GPU)")]
 
