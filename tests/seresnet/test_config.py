@@ -147,7 +147,7 @@ def test_fitting_world_sizes_divide_the_micro_batches(batch: int, micro: int | N
 
 
 def test_numeric_keys_are_those_that_are_pinned() -> None:
-    operational = {"data.path", "data.dir", "train.ranks", "train.nodes", "train.checkpoint_every_s"}
+    operational = {"data.path", "data.dir", "train.data_on", "train.ranks", "train.nodes", "train.checkpoint_every_s"}
     assert set(numeric_keys(RunConfig())) == set(OTHER_VALUES) - operational
 
 
