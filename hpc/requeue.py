@@ -1,8 +1,8 @@
 """What a stop request meant, and whether the job must be requeued: pure decisions over the scheduler's own words.
 
 Requeueing on every SIGTERM makes jobs impossible to cancel, and exiting with a code requeues nothing (both seen); so the
-supervisor looks, and this module reads what it saw. One invariant: without positive evidence of a preemption or a time limit
-nothing is requeued. docs/adr/0007 has the reasons.
+supervisor looks, and this module reads what it saw. One invariant: without positive evidence of a preemption, a time limit or a
+restart minutes ago nothing is requeued. docs/adr/0007 has the reasons.
 """
 
 import math
@@ -13,10 +13,13 @@ from dataclasses import dataclass
 
 #: Slurm sends --signal up to 60 s early, and the kill some seconds late: how near the end a stop still counts as the time limit.
 SIGNAL_SLACK_S = 65
+#: How long after a restart a stop that nobody explains is taken for one that was sent to an attempt before. slurmctld keeps a signal that
+#: did not reach its node and tries again a minute after that try has failed (72 s in all, seen; MessageTimeout is up to 100 s at sites).
+LATE_SIGNAL_S = 300
 #: Endings that end in a small budget: so many attempts in a row without a new durable step stop the run.
 FAILING = frozenset({"killed", "crashed", "out_of_memory", "hung"})
 FAILURES_IN_A_ROW = 3
-#: interrupted: by a sibling's GPU fault under MPS. As little the run's fault as an eviction.
+#: interrupted: by a sibling's GPU fault under MPS, or by a signal meant for an earlier attempt. As little the run's fault as an eviction.
 EVICTED = frozenset({"preempted", "node_failed", "interrupted"})
 EVICTIONS_IN_A_ROW = 10
 #: A run may meet the time limit so many times as often as its measured epochs make likely.
@@ -53,16 +56,24 @@ class JobFacts:
 class Verdict:
     """Why a task was told to stop, and what to do about it."""
 
-    ending: str  # preempted, timed_out, cancelled, node_failed, out_of_memory or stopped
+    ending: str  # preempted, timed_out, cancelled, node_failed, out_of_memory, interrupted or stopped
     requeue: bool
     reason: str
 
 
-def judge(facts: JobFacts | None, restart_count: int, now: float, signal_delay_s: float, lost_node: str | None = None) -> Verdict:
+def judge(
+    facts: JobFacts | None,
+    restart_count: int,
+    now: float,
+    signal_delay_s: float,
+    lost_node: str | None = None,
+    told_at: float | None = None,
+) -> Verdict:
     """Decide, after a stop request, from what the scheduler says now.
 
     restart_count: this attempt's SLURM_RESTART_COUNT. facts None: no scheduler, or it does not answer; the batch script looks then.
-    lost_node: another supervisor of the task is gone, which Slurm may not have noticed, or not call a failure.
+    lost_node: another supervisor of the task is gone, which Slurm may not have noticed, or not call a failure. told_at: when the stop
+    came; None: now. So that two looks at one stop agree.
     """
     if facts is None:
         return Verdict(ending="stopped", requeue=False, reason=UNASKED)
@@ -79,12 +90,16 @@ def judge(facts: JobFacts | None, restart_count: int, now: float, signal_delay_s
         return Verdict(ending="timed_out", requeue=True, reason="Reason=TimeLimit")
     if facts.state.startswith("OUT_OF_MEMORY"):
         return Verdict(ending="out_of_memory", requeue=False, reason="JobState=OUT_OF_MEMORY: Slurm ended the job for its memory")
-    if facts.state != "RUNNING":
+    if facts.state not in ("RUNNING", "SIGNALING"):  # SIGNALING: it runs, and one of its nodes has not had the signal yet
         return Verdict(ending="cancelled", requeue=False, reason=f"{UNKNOWN_CANCELLER} (JobState={facts.state}, no PreemptTime)")
     if facts.end_time is not None and now >= facts.end_time - (signal_delay_s + SIGNAL_SLACK_S):
         return Verdict(ending="timed_out", requeue=True, reason=f"{facts.end_time - now:.0f} s before the time limit")
     if lost_node:
         return Verdict(ending="node_failed", requeue=True, reason="Slurm says RUNNING")
+    since = None if facts.start_time is None else (now if told_at is None else told_at) - facts.start_time
+    if restart_count > 0 and since is not None and since <= LATE_SIGNAL_S:
+        reason = f"{since:.0f} s after restart {restart_count}: taken for a signal that Slurm sent to an earlier attempt and delivered late"
+        return Verdict(ending="interrupted", requeue=True, reason=reason)
     return Verdict(ending="stopped", requeue=False, reason="a signal, and nothing that the scheduler knows of")
 
 

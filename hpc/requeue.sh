@@ -22,7 +22,8 @@ _look_after() ( # CODE SIGNAL_DELAY_S LOGS. A subshell, because what it ignores 
     read -r ending requeue <<< "$(_judge "${facts%%$'\n\n'*}" "$restarts" "$2")"
     marks=${3:-/nonexistent}/batch-${SLURM_CLUSTER_NAME:-slurm}-$job
     if [ "$1" != 75 ]; then
-        [ "$ending" != stopped ] || ending=killed requeue=yes
+        # Not interrupted either: whatever killed it right after a restart, such as its own memory, may do so again.
+        case $ending in stopped | interrupted) ending=killed requeue=yes ;; esac
         # It draws from no budget of ours where it dies before it claims a run: 3 times a job, and not where that cannot be counted.
         [ "$(cat "$marks"-* 2> /dev/null | grep -vc ' 75$')" -lt 3 ] || requeue=no
     fi
@@ -49,9 +50,10 @@ _judge() { # FACTS RESTART_COUNT SIGNAL_DELAY_S: the ending, and whether to requ
     elif [ -n "$preempted" ] && [ "$preempted" -ge "${started:-0}" ]; then echo preempted yes
     elif [ "$(_fact Reason)" = TimeLimit ] || [ "$state" = TIMEOUT ]; then echo timed_out yes
     elif [[ $state == OUT_OF_MEMORY* ]]; then echo out_of_memory no
-    elif [ "$state" != RUNNING ]; then echo cancelled no
-    # 65: requeue.SIGNAL_SLACK_S
+    elif [ "$state" != RUNNING ] && [ "$state" != SIGNALING ]; then echo cancelled no
+    # 65: requeue.SIGNAL_SLACK_S, 300: LATE_SIGNAL_S
     elif [ -n "$ends" ] && [ "$(date +%s)" -ge $((ends - $3 - 65)) ]; then echo timed_out yes
+    elif [ "$2" -gt 0 ] && [ -n "$started" ] && [ "$(date +%s)" -le $((started + 300)) ]; then echo interrupted yes
     else echo stopped no
     fi
 }

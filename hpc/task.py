@@ -40,6 +40,7 @@ class Job:
     end_time: float | None = None  # as Slurm last said
     walltime_s: float | None = None  # of each attempt of the job, as Slurm granted it
     lost_node: str | None = None  # what is said of a node of ours that is gone; see hpc.nodes
+    told_at: float | None = None  # when the task was first seen to be told to stop
 
     def is_over(self) -> bool:
         """Whether the end of the time has come so near that we must stop; asks Slurm again before it says so."""
@@ -55,7 +56,8 @@ class Job:
         """Ask Slurm why we were told to stop."""
         if self.job_id is None:
             return requeue.Verdict(ending="stopped", requeue=False, reason="told to stop, outside of SLURM")
-        return requeue.judge(slurm.job_facts(self.job_id), self.restart_count, time.time(), self.signal_delay_s, self.lost_node)
+        facts = slurm.job_facts(self.job_id)
+        return requeue.judge(facts, self.restart_count, time.time(), self.signal_delay_s, self.lost_node, self.told_at)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +86,8 @@ class Task:
         """Why the task has to stop now: a signal, or the end of its time."""
         if self.stop.signal_name is None and self.job.is_over():
             self.stop.signal_name = "deadline"
+        if self.stop.is_set and self.job.told_at is None:
+            self.job.told_at = time.time()
         return self.stop.signal_name
 
 

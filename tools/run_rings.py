@@ -24,7 +24,7 @@ SLURM_SHARES = 2  # each with a cluster of its own
 SLURM_SECONDS = {
     "test_chaos.py": 450.0,
     "test_control_on_slurm.py": 80.0,
-    "test_endings.py": 250.0,
+    "test_endings.py": 300.0,
     "test_scale.py": 70.0,
     "test_site_on_slurm.py": 60.0,
     "test_sweep_on_slurm.py": 340.0,

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from hpc import requeue
+from hpc import requeue, task
 from hpc.canceller import parse_cancellers, refine, who_cancelled
+from hpc.paths import Plan, SweepFolder, WandbSettings
 from hpc.requeue import UNASKED, Attempt, JobFacts, budget_of, budget_of_time_limits, canceller, judge, why_stop
+from seresnet.signals import StopFlag
 
 NOW = 1_000_000.0
 RUNNING = JobFacts(job_id="7_1", state="RUNNING", start_time=NOW - 600, end_time=NOW + 3600)
@@ -47,6 +49,20 @@ ROWS = pytest.mark.parametrize(
         pytest.param(_but(state="NODE_FAIL", restarts=3), "preempted", False, id="a node is lost and Slurm has requeued"),
         pytest.param(_but(state="OUT_OF_MEMORY"), "out_of_memory", False, id="ended for its memory"),
         pytest.param(None, "stopped", False, id="no answer"),
+        pytest.param(_but(restarts=2, start_time=NOW - 34), "interrupted", True, id="a late signal, right after a restart"),
+        pytest.param(_but(restarts=2, start_time=NOW - 300), "interrupted", True, id="a late signal, as late as they come"),
+        pytest.param(_but(restarts=2, start_time=NOW - 301), "stopped", False, id="a bare signal, long after a restart"),
+        pytest.param(_but(start_time=NOW - 34), "stopped", False, id="a bare signal, right after the first start"),
+        pytest.param(_but(restarts=2, start_time=None), "stopped", False, id="a bare signal, restarted nobody knows when"),
+        pytest.param(_but(restarts=2, start_time=NOW - 5, preempt_time=NOW - 6), "interrupted", True, id="late, of the eviction before"),
+        pytest.param(_but(restarts=2, start_time=NOW - 5, preempt_time=NOW - 1), "preempted", True, id="evicted right after a restart"),
+        pytest.param(_but(restarts=2, start_time=NOW - 5, end_time=NOW + 60), "timed_out", True, id="limit right after a restart"),
+        pytest.param(_but(restarts=2, start_time=NOW - 5, state="COMPLETING"), "cancelled", False, id="scancel right after a restart"),
+        pytest.param(_but(restarts=2, start_time=NOW - 5, state="CANCELLED"), "cancelled", False, id="scancel after a restart, seen late"),
+        pytest.param(_but(restarts=3, start_time=NOW - 5), "preempted", False, id="restarted and requeued again"),
+        pytest.param(_but(state="SIGNALING"), "stopped", False, id="a bare signal that one node has not had yet"),
+        pytest.param(_but(state="SIGNALING", preempt_time=NOW - 1), "preempted", True, id="evicted, and one node does not know yet"),
+        pytest.param(_but(state="SIGNALING", end_time=NOW + 60), "timed_out", True, id="the limit, and one node does not know yet"),
     ],
 )
 
@@ -116,12 +132,13 @@ def test_the_batch_script_does_not_look_after_an_ending_that_says_all(tmp_path: 
     assert Batch(tmp_path).ends(_said(_but(preempt_time=NOW - 1)), code=code) == []
 
 
+@pytest.mark.parametrize("ran_s", [600, 5])
 @pytest.mark.parametrize("code", [134, 135, 137, 139])
-def test_the_batch_script_requeues_a_job_whose_supervisor_was_killed_three_times(tmp_path: Path, code: int) -> None:
+def test_the_batch_script_requeues_a_job_whose_supervisor_was_killed_three_times(tmp_path: Path, code: int, ran_s: int) -> None:
     batch = Batch(tmp_path)
     batch.logs.mkdir()
     for restart in range(4):
-        asked = batch.ends(_said(_but(restarts=restart)), code=code, restart_count=restart)
+        asked = batch.ends(_said(_but(restarts=restart, start_time=NOW - ran_s)), code=code, restart_count=restart)
     assert asked.count("requeue 7_1") == 3 and asked.count("show job 7_1") == 4
     assert batch.marks() == {f"batch-slurm-7_1-{restart}": f"killed {code}" for restart in range(4)}
 
@@ -150,13 +167,37 @@ def test_the_batch_script_asks_again_where_scontrol_fails_once(tmp_path: Path) -
 
 def test_stop_signals_do_not_keep_the_batch_script_from_requeueing(tmp_path: Path) -> None:
     # At the end of a grace Slurm signals every process of the batch step, scontrol too.
-    storm = "kill -TERM $$; kill -TERM $PPID; kill -USR2 $$\n"
-    # As a set: coreutils' timeout may exit 143 when its child leaves in the moment of the signal; then it is asked once more.
+    # coreutils' timeout exits 143 where the signal comes in the moment in which its child begins or leaves; then it is asked once more.
+    storm = "sleep 0.1; kill -TERM $$; kill -TERM $PPID; kill -USR2 $$; sleep 0.1\n"
     assert set(Batch(tmp_path).ends(storm + _said(_but(preempt_time=NOW - 1)))) == {"show job 7_1", "requeue 7_1"}
 
 
 def test_restarts_equal_to_ours_are_no_requeue_by_slurm() -> None:
     assert judge(_but(restarts=2, preempt_time=NOW - 1), restart_count=2, now=NOW, signal_delay_s=60).requeue
+
+
+def test_two_looks_at_one_stop_agree_also_where_the_window_for_late_signals_ends_between_them() -> None:
+    facts = _but(restarts=1, start_time=NOW - 310)
+    assert judge(facts, 1, NOW, 60, told_at=NOW - 20).ending == "interrupted"
+    assert judge(facts, 1, NOW, 60).ending == judge(facts, 1, NOW, 60, told_at=NOW - 5).ending == "stopped"
+
+
+def test_a_task_judges_by_the_moment_in_which_it_was_first_told_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = Plan(sweep="s", salt="0", arms={}, runs={}, tasks={}, wandb=WandbSettings(mode="disabled"))
+    job, stop = task.Job(job_id="7_1", restart_count=1, end_time=time.time() + 3600), StopFlag()
+    told = task.Task(sweep=SweepFolder(tmp_path), name="t", plan=plan, job=job, stop=stop, series="s", code_dir=tmp_path, env={})
+    assert told.should_stop() is None and job.told_at is None
+    stop.signal_name = "SIGTERM"
+    assert told.should_stop() == "SIGTERM" and job.told_at is not None
+    first = job.told_at
+    assert told.should_stop() == "SIGTERM" and job.told_at == first
+
+    started = first - requeue.LATE_SIGNAL_S + 1
+    monkeypatch.setattr(task.slurm, "job_facts", lambda job_id: _but(restarts=1, start_time=started, end_time=first + 9000))
+    monkeypatch.setattr(task.time, "time", lambda: first + 25)
+    assert job.judge().ending == "interrupted"
+    job.told_at = None
+    assert job.judge().ending == "stopped"
 
 
 def _attempts(words: str) -> list[Attempt]:
@@ -177,6 +218,7 @@ def _attempts(words: str) -> list[Attempt]:
         ("killed killed preempted killed", True),
         ("preempted " * 9, False),
         ("preempted " * 9 + "node_failed", True),
+        ("interrupted " * 10, True),
         ("preempted " * 9 + "preempted+ preempted", False),
         ("preempted user_error", True),
         ("diverged", True),

@@ -188,6 +188,7 @@ def test_json_says_what_the_table_says(sweep: FakeSweep, monkeypatch: pytest.Mon
         "epoch_s": 4.5,
         "gpu_hours": 0.0,
     }
+    assert (found["images_per_s"], found["matmul_share_pct"]) == (1200.0, None), "the last epoch's, of a journal that tells no share"
     assert found["cpu_hours"] == document["cpu_hours"] == pytest.approx(1, abs=0.01)
     assert runs[sweep.ids["baseline", 1]]["pending_reason"] == "Priority"
     assert (sweep.folder.path / found["log"]).parent.is_dir()

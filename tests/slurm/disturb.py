@@ -135,12 +135,17 @@ class Disturber:
     def _lose(self, node: str, *, takes_processes: bool) -> str:
         here = [process for process in processes(self.cluster) if process.node == node]
         keepers = {process.parent for process in here} - {process.pid for process in here}
-        kill(int((self.cluster.path / f"slurmd-{node}.pid").read_text()))
-        for pid in keepers:
-            if "slurmstepd" in _command(pid):
-                kill(pid)
-        for process in here:
-            if takes_processes or "slurm_script" in process.command or process.command.startswith("srun "):
+        stepds = [pid for pid in keepers if "slurmstepd" in _command(pid)]
+        scripts = [process for process in here if "slurm_script" in process.command]
+        above = [process.parent for process in scripts if process.parent in stepds]
+        sruns = [process.pid for process in here if process.command.startswith("srun ")]
+        slurmd = int((self.cluster.path / f"slurmd-{node}.pid").read_text())
+        # In the order in which none can tell slurmctld of another's end, as none can from a lost node: a slurmstepd reports its script's, a
+        # script comes back from srun, an srun has a child that asks for the step's end when it is gone, and both do when the step is.
+        for pid in (slurmd, *above, *(process.pid for process in scripts), *reversed(sruns), *stepds):
+            kill(pid)
+        if takes_processes:
+            for process in here:
                 kill(process.pid)
         self._lost.append(self._later(self._restore, node))
         return f"{node}, {len(here)} processes{'' if takes_processes else ' live on'}"

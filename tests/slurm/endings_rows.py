@@ -102,13 +102,13 @@ def lose_node(wave: Wave) -> None:
 
 
 def cut_off_and_evict(wave: Wave) -> None:
-    """One node is cut off from Slurm, everything on the other is evicted."""
+    """One node is cut off from Slurm; everything on both is evicted, of which the one that is cut off cannot hear."""
     cluster = wave.disturber.cluster
-    where = {scene.task(): cluster.show_job(scene.task())["NodeList"] for scene in wave.scenes}
-    for task in [task for task, node in where.items() if node == "n1"]:
-        wave.disturber.node_cut_off(task)
-    if "n2" in where.values():
-        cluster.fill("n2", seconds=3)
+    where = {cluster.show_job(scene.task())["NodeList"]: scene.task() for scene in wave.scenes}
+    if "n1" in where:
+        wave.disturber.node_cut_off(where["n1"])
+    for node in where:
+        cluster.fill(node, seconds=3)
 
 
 def out_of_time(wave: Wave, scene: Scene) -> None:
@@ -145,6 +145,13 @@ def requeued_by_hand(wave: Wave, scene: Scene) -> None:
     wave.disturber.requeued_by_hand(scene.task())
 
 
+def requeued_and_signalled(wave: Wave, scene: Scene) -> None:
+    """What a signal is like that Slurm sent to an attempt before and could not deliver then."""
+    requeued_by_hand(wave, scene)
+    scene.wait_until_serving(generation=2)
+    signalled("TERM")(wave, scene)
+
+
 def rank_killed(wave: Wave, scene: Scene) -> None:
     os.kill(scene.wait_until_serving(), signal.SIGKILL)
 
@@ -165,6 +172,15 @@ def held_before_it_began(wave: Wave, scene: Scene) -> None:
 
 def came_back(classes: str = "preempted, finished", by: str = "supervisor", budget: str = "-") -> tuple[Seen, ...]:
     return (Seen(classes=classes, requeued=by, budget=budget),)
+
+
+def late(by: str) -> tuple[Seen, ...]:
+    """A signal right after `scontrol requeue`; how the attempt before ended is a matter of moments."""
+    return tuple(
+        Seen(classes=f"{first}, interrupted, finished", requeued=f"{by}, the user", budget=budget)
+        for first in ("preempted", "node_failed*", "stopped", "stopped*")
+        for budget in ("-", "evictions, - x2")
+    )
 
 
 def gone(classes: str, state: str, budget: str = "-") -> tuple[Seen, ...]:
@@ -247,10 +263,19 @@ NODES_AND_TIME = Wave(
              says="deadline"),
     ],
 )  # fmt: skip
+#: What lives on may save before it sees that it has lost its run. An srun that saw its step die has it killed, which is heard late, too.
+LATE_AND_LOST = (
+    *came_back("node_failed*, interrupted, finished", "supervisor, Slurm"),
+    *came_back("node_failed*, interrupted, finished", "supervisor, Slurm", "evictions, - x2"),
+    *came_back("node_failed*, killed*, finished", "batch script, Slurm", "-, failures, -"),
+    *came_back("node_failed*, killed*, finished", "batch script, Slurm", "evictions, failures, -"),
+)
 CUT_OFF = Wave(
     strike=cut_off_and_evict,
     rows=[
         _evicted("node cut off, its processes live on", ARRAY, array(SERVE, **ON_N1), LOST),
+        # slurmctld tries again a minute later, and finds the next attempt.
+        _evicted("evicted while cut off, heard late", ARRAY, array("serve; serve; finish", **ON_N1), LATE_AND_LOST),
         # Slurm says COMPLETING with a PreemptTime, as it does when a grace is over: it may come back once (ADR 7, Consequences).
         _evicted("scancel in the grace, while it saves", ARRAY, array("saving 4; finish", **ON_N2), came_back(), cancelled_in_the_grace),
         _evicted("scancel in the grace, while it saves", CONTAINER, array("saving 4; finish", has_scontrol=False, **ON_N2), BY_SHELL,
@@ -279,6 +304,10 @@ ALONE = Wave(
         _row("TERM, USR2, TERM by the user", ARRAY, array(SERVE), STOPPED, signalled("TERM", "USR2", "TERM")),
         _row("TERM, USR2, TERM by the user", CONTAINER, array(SERVE, has_scontrol=False), STOPPED, signalled("TERM", "USR2", "TERM")),
         _row("scontrol requeue", ARRAY, array(SERVE), BY_HAND, requeued_by_hand, requeuer="the user"),
+        _row("TERM right after a restart", ARRAY, array("serve; serve; finish"), late("supervisor"), requeued_and_signalled,
+             requeuer="the user"),
+        _row("TERM right after a restart", CONTAINER, array("serve; serve; finish", has_scontrol=False), late("batch script"),
+             requeued_and_signalled, requeuer="the user"),
         _row("rank killed with -9", ARRAY, array(SERVE), (Seen(classes="killed, finished", budget="failures, -"),), rank_killed,
              says="memory cgroup"),
         _row("supervisor killed with -9", ARRAY, array(SERVE), came_back("killed*, finished", "batch script", "failures, -"),

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster, ClusterError
-from disturb import Disturber, durable_step
+from disturb import Disturber, durable_step, processes
 
 from seresnet import journal
 from seresnet.run_folder import RunFolder, TrainResult
@@ -27,6 +27,8 @@ REPO = Path(__file__).resolve().parents[2]
 KINDS = ("evicted", "evicted", "requeued_by_hand", "rank_killed", "rank_killed", "out_of_time", "node_lost", "node_cut_off")
 #: After a disturbance the next one comes this much later, at most: some hit a run that is still starting.
 PAUSE_S = 12.0
+#: So long with no job in the queue and no process of one: nothing can change any more. A requeue takes a moment.
+QUIET_S = 10.0
 
 _SWEEP = """\
 name: {name}
@@ -121,6 +123,11 @@ class Chaos:
         lines = self.cluster.command("squeue", "--noheader", "--array", "--partition=low", "--states=RUNNING", "--format=%i").split()
         return sorted(lines)
 
+    def may_change(self) -> bool:
+        """Whether Slurm has a job of ours, or one that it has forgotten lives on."""
+        has_jobs = bool(self.cluster.command("squeue", "--noheader", "--partition=low", "--format=%i").strip())
+        return has_jobs or any(True for _ in processes(self.cluster))
+
     def say(self) -> str:
         logs = [*self.folder.glob("disturbed/*/logs/*.out"), *self.folder.glob("disturbed/*/*/log.txt")]
         queue = self.cluster.command("squeue", "--array", check=False)
@@ -128,9 +135,13 @@ class Chaos:
 
 
 def wait_for(look: Callable[[], object], what: str, chaos: Chaos, limit_s: float) -> None:
-    deadline = time.monotonic() + limit_s
+    changed = time.monotonic()
+    deadline = changed + limit_s
     while not look():
-        assert time.monotonic() < deadline, f"{what}: not within {limit_s:.0f} s\n{chaos.say()}"
+        now = time.monotonic()
+        changed = now if chaos.may_change() else changed
+        assert now - changed < QUIET_S, f"{what}: nothing is queued or runs, unfinished: {chaos.unfinished()}\n{chaos.say()}"
+        assert now < deadline, f"{what}: not within {limit_s:.0f} s\n{chaos.say()}"
         time.sleep(0.3)
 
 
@@ -206,3 +217,22 @@ def test_chaos_ends_with_the_bits_of_a_quiet_sweep(cluster: Cluster, user_path: 
         epochs = [record.epoch for record in journal.read(run)]
         assert epochs == list(range(1, scenario.epochs + 1)), f"{name}: epochs missing or doubled: {epochs}"
     print(f"{scenario.runs} of {scenario.runs} state_digests equal their undisturbed twins'")
+
+
+def test_waiting_ends_early_where_nothing_can_change_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Dead(Chaos):
+        def __init__(self) -> None:
+            pass
+
+        def may_change(self) -> bool:
+            return False
+
+        def unfinished(self) -> list[str]:
+            return ["one-s0"]
+
+        def say(self) -> str:
+            return "its logs"
+
+    monkeypatch.setattr(sys.modules[__name__], "QUIET_S", 0.1)
+    with pytest.raises(AssertionError, match=r"nothing is queued or runs, unfinished: \['one-s0'\]\s+its logs"):
+        wait_for(lambda: False, "every run finishes by itself", Dead(), 900)
