@@ -261,6 +261,8 @@ def row(record: EpochRecord) -> dict[str, float]:
         "skipped_steps": record.skipped_steps,
         "epoch_seconds": record.seconds,
         "images_per_s": record.images_per_s,
+        "tflops": record.tflops,
+        "matmul_share_pct": record.matmul_share_pct,
     }
     return {name: value for name, value in values.items() if value is not None}
 

@@ -43,6 +43,8 @@ class RunProgress:
     epoch_s: float | None  # median seconds of the last ten epochs
     val_top1_pct: float | None = None  # of the last epoch; None without held-out images
     spent: Spent | None = None
+    images_per_s: float | None = None  # of the last epoch, as the next
+    matmul_share_pct: float | None = None  # see EpochRecord; None where an older version trained
     tier: str = "T1"  # T2: trained on another machine kind, world size or version than it was started with
 
     @property
@@ -76,6 +78,8 @@ def progress_of(run: RunState, by_job: Mapping[str, Submission] | None = None) -
         test_top1_pct=last.test_top1_pct if last else None,
         val_top1_pct=last.val_top1_pct if last and head and head.val_images else None,
         epoch_s=statistics.median(record.seconds for record in records) if records else None,
+        images_per_s=last.images_per_s if last else None,
+        matmul_share_pct=last.matmul_share_pct if last else None,
         spent=spent(run, head, by_job or {}),
         tier=head.tier if head else "T1",
     )

@@ -48,6 +48,8 @@ def _run(look: Look, row: RunProgress) -> dict[str, Any]:
         "test_top1_pct": row.test_top1_pct,
         "val_top1_pct": row.val_top1_pct,
         "epoch_s": row.epoch_s,
+        "images_per_s": row.images_per_s,
+        "matmul_share_pct": row.matmul_share_pct,
         "eta_s": row.eta_s,
         "note": run.note,
         "tier": row.tier,

@@ -45,7 +45,7 @@ def augment(images: Tensor, draws: Draws, config: AugmentConfig) -> Tensor:
     images = crop_and_flip(images, draws, config.crop_padding)
     if draws.operations is None:
         return images
-    table = policy_table(*images.shape[2:])
+    table = policy_table(*images.shape[2:], images.device)
     for position in range(2):
         images = apply_operations(images, draws.operations[:, position], table)
     return images
@@ -59,13 +59,12 @@ def crop_and_flip(images: Tensor, draws: Draws, padding: int) -> Tensor:
     """
     n, channels, height, width = images.shape
     padded = torch.nn.functional.pad(images, (padding,) * 4) if padding else images
-    columns = np.arange(width)
-    x = draws.left[:, None] + np.where(draws.flip[:, None], width - 1 - columns, columns)
-    y = draws.top[:, None] + np.arange(height)
-    index = to_device(y[:, :, None] * padded.shape[3] + x[:, None, :], images.device)
+    top, left, flip = to_device(np.stack((draws.top, draws.left, draws.flip)), images.device).unsqueeze(2)
+    x, y = torch.arange(width, device=images.device), torch.arange(height, device=images.device)
     # One gather for both: flipping is reading the columns backwards.
-    flat = index.view(n, 1, height * width).expand(n, channels, height * width)
-    return padded.flatten(2).gather(2, flat).view(images.shape)
+    columns = left + torch.where(flip > 0, width - 1 - x, x)
+    index = ((top + y) * padded.shape[3]).unsqueeze(2) + columns.unsqueeze(1)
+    return padded.flatten(2).gather(2, index.view(n, 1, height * width).expand(n, channels, height * width)).view(images.shape)
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:

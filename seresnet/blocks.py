@@ -1,7 +1,13 @@
-"""Residual blocks and channel attention, as plain modules. How many, how wide and where is models.py's business."""
+"""Residual blocks and channel attention, as plain modules. How many, how wide and where is models.py's business.
+
+Invariant: what is written here in another form than the papers', for speed, has the papers' values and gradients (tests, in float64).
+"""
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 class SqueezeExcite(nn.Module):
@@ -23,6 +29,55 @@ class SqueezeExcite(nn.Module):
         gate = torch.sigmoid(self.expand(torch.relu(self.reduce(pooled))))
         return x * gate
 
+    def add_and_relu(self, x: Tensor, shortcut: Tensor) -> Tensor:
+        """relu(self(x) + shortcut) in fewer passes over memory, the gate in the weights' precision. Shapes and dtypes of both are equal."""
+        reduce, expand = self.reduce, self.expand
+        result: Tensor = _GatedSum.apply(x, shortcut, reduce.weight, reduce.bias, expand.weight, expand.bias)
+        return result
+
+
+class _GatedSum(torch.autograd.Function):
+    """relu(x * gate + shortcut) with gate = sigmoid(W2 relu(W1 mean(x) + b1) + b2).
+
+    Why not autograd: it writes the mean's gradient out as a whole (N, C, H, W), adds it to the gate's in a pass of its own, and runs
+    1x1 convolutions on 1x1 maps. Step against autograd's, 2 CPU cores under load: 1.05x (width 64, float32, n = 5) to 1.2x (bf16).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, shortcut: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            pooled = _sum_of_places(x, w1.dtype) / _places(x)
+            hidden = torch.addmm(b1, pooled, w1.flatten(1).t()).relu_()
+            gate = torch.addmm(b2, hidden, w2.flatten(1).t()).sigmoid_()
+            result = torch.addcmul(shortcut, x, gate.to(x.dtype)[:, :, None, None]).relu_()
+        ctx.save_for_backward(x, result, pooled, hidden, gate, w1, w2)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        x, result, pooled, hidden, gate, w1, w2 = ctx.saved_tensors
+        of_sum = torch.ops.aten.threshold_backward(gradient, result, 0)
+        of_z2 = _sum_of_places(of_sum * x, gate.dtype) * gate * (1 - gate)
+        of_z1 = (of_z2 @ w2.flatten(1)) * (hidden > 0)
+        of_mean = ((of_z1 @ w1.flatten(1)) / _places(x)).to(x.dtype)[:, :, None, None]
+        of_x = torch.addcmul(of_mean, of_sum, gate.to(x.dtype)[:, :, None, None])
+        # In the weights' own strides, which in NHWC name the same memory in another way: else the gradient would be copied once more.
+        of_w1, of_w2 = ((of_z1.t() @ pooled).as_strided(w1.shape, w1.stride()), (of_z2.t() @ hidden).as_strided(w2.shape, w2.stride()))
+        return of_x, of_sum, of_w1, of_z1.sum(0), of_w2, of_z2.sum(0)
+
+
+def _places(x: Tensor) -> int:
+    return x.shape[2] * x.shape[3]
+
+
+def _sum_of_places(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Sum over height and width: (N, C) of this dtype."""
+    if x.dtype == torch.bfloat16 and x.device.type == "cpu":
+        # dtype= would write a copy of x first (2.3 against 1.1 ms); the sum runs in float32 all the same and is rounded once, as x is.
+        return x.sum((2, 3)).to(dtype)
+    return x.sum((2, 3), dtype=dtype)
+
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions with batch norm, attention before the shortcut is added.
@@ -43,6 +98,8 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, in_channels, H, W); returns (N, channels, H / stride, W / stride)."""
-        residual = torch.relu(self.bn1(self.conv1(x)))
-        residual = self.attention(self.bn2(self.conv2(residual)))
-        return torch.relu(residual + self.shortcut(x))
+        residual = torch.relu_(self.bn1(self.conv1(x)))
+        residual = self.bn2(self.conv2(residual))
+        if isinstance(self.attention, SqueezeExcite):
+            return self.attention.add_and_relu(residual, self.shortcut(x))
+        return torch.relu_(self.attention(residual) + self.shortcut(x))

@@ -102,7 +102,12 @@ class OptimConfig:
     momentum: float = _identity(0.9, "SGD momentum", at_least=0, below=1)
     nesterov: bool = _identity(False, "Nesterov momentum")
     weight_decay: float = _identity(5e-4, "L2 penalty on all parameters", at_least=0)
-    ema_decay: float = _identity(0.0, "decay of averaged weights, which are then evaluated; 0 = none", at_least=0, below=1)
+    ema_decay: float = _identity(
+        0.0,
+        "decay of averaged weights, which are then what is evaluated; 0 = none. After t steps at most (1 + t) / (10 + t)",
+        at_least=0,
+        below=1,
+    )
     label_smoothing: float = _identity(0.0, "label smoothing of the cross-entropy (Szegedy et al. 2016)", at_least=0, below=1)
     schedule: Literal["cosine", "constant"] = _identity("cosine", "learning rate after warm-up")
     warmup_epochs: int = _identity(10, "linear warm-up, lr x (e + 1) / warmup_epochs", at_least=0)

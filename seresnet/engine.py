@@ -1,4 +1,4 @@
-"""One optimiser step, and the state that it changes: weights, batch-norm buffers, momentum, scaler, position, sums of the epoch.
+"""One optimiser step, and the state that it changes: weights, buffers, their averages, momentum, scaler, position, sums of the epoch.
 
 What a step computes is a pure function of (state, config, step). When to save, evaluate or stop is train.py's business. One
 invariant: state() at a step boundary holds everything that the next step reads.
@@ -7,7 +7,7 @@ invariant: state() at a step boundary holds everything that the next step reads.
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -16,13 +16,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 from seresnet.config import RunConfig, fitting_world_sizes, micro_batch_size, schedule_epochs
 from seresnet.data import MicroBatch, TrainBatches
+from seresnet.ema import WeightAverage
 from seresnet.errors import CheckpointError, ConfigError
+from seresnet.folding import FoldedNetwork
 from seresnet.host_copies import HostCopies
 from seresnet.loss_watch import LossWatch
 from seresnet.optim import build_optimizer, learning_rate, set_learning_rate
 from seresnet.parallel import share_gradients
 from seresnet.state import TrainState
 from seresnet.world import World
+
+if TYPE_CHECKING:
+    from seresnet.compiled import CompiledRegions
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.float32}
 
@@ -64,15 +69,16 @@ class Engine:
         self.accumulation = _accumulation(config, world.size)
         self._layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
         self.model = model.to(world.device, memory_format=self._layout)  # type: ignore[call-overload]
-        if config.train.compile:
-            self.model.compile()
-        self.optimizer = build_optimizer(self.model, config.optim, config.train.fused_optimizer)
+        self._compiled = _compiled(self.model, config, world.device)
+        self.optimizer = build_optimizer(self.model, config.optim, _is_fused(config, world.device))
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.train.amp == "fp16")
         self._batch_norms = [m for m in self.model.modules() if isinstance(m, nn.BatchNorm2d)]
         self._sums = torch.zeros(5, dtype=torch.int64, device=world.device)
         self._finite = torch.ones((), dtype=torch.bool, device=world.device)  # of the running step
         self._host_copies = HostCopies(world.device)
         self._slots = _slots(self.model)
+        self.average = WeightAverage(self.model, config.optim.ema_decay) if config.optim.ema_decay else None
+        self._evaluated: FoldedNetwork | None = None
         self.losses = LossWatch(world.device)
         self.step = 0
         self.best_value: float | None = None
@@ -103,12 +109,15 @@ class Engine:
         if batch == 0:
             self._sums.zero_()
         set_learning_rate(self.optimizer, self.lr_of(epoch))
-        self.model.train()
+        if not self.model.training:
+            self.model.train()  # walks through a hundred modules
         self._finite = torch.ones_like(self._finite)
         first = self.world.rank * self.accumulation
         for micro in range(first, first + self.accumulation):
             self._backward(epoch, batch, micro, is_last=micro == first + self.accumulation - 1)
         self._optimizer_step()
+        if self._compiled is not None:
+            self._compiled.step_done(whole=self.batches.size(batch) == self.config.train.global_batch_size, keep=self.world.is_main)
         self.losses.push(self._finite)
         self.step += 1
 
@@ -142,11 +151,19 @@ class Engine:
         # Rank 0 carries the whole epoch's sums on, the others start from zero: integers, so the total has the same bits.
         self._sums.copy_(torch.tensor(state.scalars["sums"] if self.world.is_main else [0] * 5))
 
-    def broadcast_buffers(self) -> None:
-        """Give every rank rank 0's batch-norm statistics: before an evaluation, never before a save."""
+    def network_to_evaluate(self) -> nn.Module:
+        """The network as it is evaluated now, in evaluation mode: averaged weights where they are kept, batch norm folded in.
+
+        On every rank together, before an evaluation and never before a save: it gives all of them rank 0's batch-norm statistics.
+        """
+        source = self.model if self.average is None else self.average.model
         if self.world.size > 1:
-            for buffer in self.model.buffers():
+            for buffer in source.buffers():
                 dist.broadcast(buffer, src=0)
+        if self._evaluated is None:
+            self._evaluated = FoldedNetwork(source)  # a copy, which is not compiled
+        self._evaluated.refresh()
+        return self._evaluated.network
 
     def autocast(self) -> Any:
         """The autocast context of training and evaluation."""
@@ -157,7 +174,7 @@ class Engine:
         data = self.batches.micro_batch(epoch, batch, micro)
         if len(data.images) == 0 and not (is_last and self._parallel):
             return
-        with self._synchronise(is_last), self._update_statistics(micro == 0):
+        with self._synchronise(is_last), self._update_statistics(micro == 0), self._compiled_for(len(data.images)):
             if len(data.images) == 0:
                 # A rank without samples (an epoch's short last batch) must still meet the others in the all-reduce.
                 return self._backward_of_nothing()
@@ -181,11 +198,13 @@ class Engine:
         # The scale falls exactly when a step is skipped. get_scale() would wait for the device, its async form does not.
         scale = self.scaler._get_scale_async() if self.scaler.is_enabled() else None
         before = None if scale is None else scale.clone()
-        self.scaler.step(self.optimizer)
+        self.scaler.step(self.optimizer)  # type: ignore[arg-type]  # Sgd has what GradScaler asks an optimiser for
         self.scaler.update()
         if scale is not None and before is not None and self.world.is_main:
             self._sums[4:] += (scale < before).long()  # update() changes the tensor in place
         self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update(self.step)
 
     def _count(self, loss: Tensor, logits: Tensor, data: MicroBatch) -> None:
         finite = is_countable(loss)
@@ -196,15 +215,19 @@ class Engine:
         self._sums[:4] += torch.stack((units, correct, correct.new_full((), n), (~finite).long() * n))
         self._finite &= finite
 
+    def _compiled_for(self, samples: int) -> contextlib.AbstractContextManager[object]:
+        return contextlib.nullcontext() if self._compiled is None else self._compiled.running(samples)
+
     @contextlib.contextmanager
     def _update_statistics(self, update: bool) -> Iterator[None]:
         """Only micro-batch 0 moves the running statistics, so that they do not depend on the number of ranks."""
-        for module in self._batch_norms:
-            module.track_running_stats = update
+        frozen = [] if update else self._batch_norms
+        for module in frozen:
+            module.track_running_stats = False
         try:
             yield
         finally:
-            for module in self._batch_norms:
+            for module in frozen:
                 module.track_running_stats = True
 
     def _synchronise(self, is_last: bool) -> contextlib.AbstractContextManager[None]:
@@ -221,7 +244,7 @@ class Engine:
         Without them the first step after a restart adds gradients in another order and has other bits (seen with 3 and 4 ranks).
         """
         parallel.train()
-        with self._update_statistics(False):
+        with self._update_statistics(False), self._compiled_for(2):
             for _ in range(2):
                 with self.autocast():
                     logits = parallel(self.laid_out(self.batches.micro_batch(0, 0, 0).images[:2]))
@@ -235,7 +258,22 @@ class Engine:
             buffer = self.optimizer.state[parameter].get("momentum_buffer")
             if buffer is not None:
                 tensors[f"momentum/{name}"] = buffer
+        if self.average is not None:
+            tensors |= {f"ema/{name}": value for name, value in self.average.tensors.items()}
         return tensors
+
+
+def _compiled(model: nn.Module, config: RunConfig, device: torch.device) -> "CompiledRegions | None":
+    if not config.train.compile:
+        return None
+    from seresnet.compiled import CompiledRegions  # torch's compiler takes seconds to import
+
+    return CompiledRegions(model, config, device)
+
+
+def _is_fused(config: RunConfig, device: torch.device) -> bool:
+    """fp16 on a GPU always takes the fused update: before any other, GradScaler makes the host wait to hear whether to skip the step."""
+    return config.train.fused_optimizer or (config.train.amp == "fp16" and device.type == "cuda")
 
 
 def is_countable(loss: Tensor) -> Tensor:

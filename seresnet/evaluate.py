@@ -1,4 +1,4 @@
-"""Loss, accuracy and confusion of a network over a split: every sample exactly once at any number of ranks.
+"""Loss, accuracy and confusion of a run over a split: every sample exactly once at any number of ranks. Which weights: engine.py says.
 
 Sums are exact integers, so the order of ranks changes no bit of a mean. Training state is not touched but for the other ranks'
 batch-norm buffers, which become rank 0's first.
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from seresnet.augment import normalise
 from seresnet.data import Split
@@ -36,7 +36,7 @@ def evaluate(engine: Engine, split: Split, should_stop: Callable[[], bool] = lam
 
     Every rank calls should_stop equally often, also those whose share of the samples is smaller.
     """
-    engine.broadcast_buffers()
+    network = engine.network_to_evaluate()
     shares = _shares(len(split), engine.world.size)
     size = engine.config.train.eval_batch_size
     mine = shares[engine.world.rank]
@@ -45,19 +45,18 @@ def evaluate(engine: Engine, split: Split, should_stop: Callable[[], bool] = lam
     for start in range(0, max(map(len, shares)), size):
         if should_stop():
             return None
-        _add_batch(engine, split, mine[start : start + size], sums, confusion)
+        _add_batch(engine, network, split, mine[start : start + size], sums, confusion)
     totals = engine.world.sum(torch.cat((sums, confusion)).cpu())
     return _evaluation(totals, len(split), engine.batches.classes)
 
 
 @torch.no_grad()
-def _add_batch(engine: Engine, split: Split, rows: range, sums: Tensor, confusion: Tensor) -> None:
+def _add_batch(engine: Engine, network: nn.Module, split: Split, rows: range, sums: Tensor, confusion: Tensor) -> None:
     if not rows:
         return
-    engine.model.eval()
-    images, labels = split.images[rows.start : rows.stop], split.labels[rows.start : rows.stop]
+    images, labels = split.batch(rows)
     with engine.autocast():
-        logits = engine.model(engine.laid_out(normalise(images, engine.batches.mean, engine.batches.std)))
+        logits = network(engine.laid_out(normalise(images, engine.batches.mean, engine.batches.std)))
     loss = torch.nn.functional.cross_entropy(logits.float(), labels, reduction="sum").double()
     finite = is_countable(loss)
     sums += torch.stack((torch.where(finite, loss * LOSS_UNIT, 0.0).round().long(), (~finite).long()))

@@ -5,6 +5,7 @@ file of generation 0 is durable, every start of the folder knows that it is a fo
 """
 
 import logging
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from seresnet.config_file import config_from_dict
 from seresnet.durable import write_durably
 from seresnet.errors import CheckpointError, ConfigError
 from seresnet.run_folder import CheckpointName, Parent, RunFolder, RunRecord
-from seresnet.tensor_file import TensorPlace, layout, state_digest_of, with_metadata
+from seresnet.tensor_file import TensorPlace, layout, state_digest_of, with_metadata, with_tensors
 
 log = logging.getLogger("seresnet")
 
@@ -103,7 +104,7 @@ def import_parent(folder: RunFolder, fork: Fork, config: RunConfig) -> str:
     if not known and others:
         raise ConfigError(f"{folder.checkpoints}: holds checkpoints already, such as {others[0]}. A fork needs a folder of its own.")
     if not known:
-        known = [_write(folder, fork)]
+        known = [_write(folder, fork, config)]
         log.info("forked parent=%s as=%s %s", fork.origin.parent.run_id, known[0], _going_on(fork, config))
     # A claim from before the import, which names no base, would hide the file.
     return str(checkpoint_files.newest_trusted(folder) or known[0])
@@ -192,6 +193,7 @@ def refuse_other_tensors(fork: Fork, config: RunConfig) -> None:
     """Raise ConfigError with a diff where the config's network or optimiser cannot take the parent's state. Needs torch."""
     renamed = read_record(fork.payload)["renamed"]
     saved = {renamed.get(name, name): _text(place) for name, place in layout(fork.payload).items()}
+    saved = {name: saved[source] for name, source in _first_tensors(saved, config).items()}
     own = _own_tensors(config, classes=_classes(fork))
     names = sorted(name for name in own.keys() | saved.keys() if own.get(name) != saved.get(name))
     if names:
@@ -217,19 +219,39 @@ def _own_tensors(config: RunConfig, classes: int) -> dict[str, str]:
     found = {f"model/{name}": value for name, value in model.state_dict().items()}
     if config.optim.momentum:
         found |= {f"momentum/{name}": value for name, value in model.named_parameters()}
+    if config.optim.ema_decay:
+        found |= {f"ema/{name}": value for name, value in model.state_dict().items()}
     return {name: f"{value.dtype} {tuple(value.shape)}".removeprefix("torch.") for name, value in found.items()}
+
+
+def _first_tensors(names: Collection[str], config: RunConfig) -> dict[str, str]:
+    """What the fork begins with: name -> which of the parent's tensors it is.
+
+    An average that the parent does not keep begins with the parent's weights, as that of a fresh run begins with its first ones; one
+    that the fork does not want is left behind.
+    """
+    first = {name: name for name in names if not name.startswith("ema/")}
+    if config.optim.ema_decay:
+        averages = {f"ema/{name.removeprefix('model/')}": name for name in first if name.startswith("model/")}
+        first |= {name: name if name in names else source for name, source in averages.items()}
+    return first
 
 
 def _text(place: TensorPlace) -> str:
     return f"{place.dtype} {place.shape}"
 
 
-def _write(folder: RunFolder, fork: Fork) -> CheckpointName:
+def _write(folder: RunFolder, fork: Fork, config: RunConfig) -> CheckpointName:
     record = read_record(fork.payload)
     # The best so far is the parent's: a fork's best, and the weights kept for it, come from its own epochs.
     scalars = {**record["scalars"], "best_value": None, "best_epoch": None}
     header = Header(generation=0, step=fork.origin.parent.step, epoch_boundary=record["header"].epoch_boundary)
     payload = with_metadata(fork.payload, metadata(header, scalars, asdict(fork.origin)), record["renamed"])
+    names = layout(payload).keys()
+    first = _first_tensors(names, config)
+    if first.keys() != names:
+        payload = with_tensors(payload, first)
+        log.info("fork_average %s", "begins with the parent's weights" if config.optim.ema_decay else "of the parent is left behind")
     name = CheckpointName(generation=0, step=header.step, digest=digest_of(payload))
     folder.create()
     write_durably(folder.checkpoints / str(name), payload)

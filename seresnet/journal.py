@@ -9,7 +9,7 @@ import math
 import os
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,7 +17,7 @@ from seresnet.durable import DISK, Files, canonical_json, parse_json, write_dura
 from seresnet.record_types import plain_kinds
 from seresnet.run_folder import RunFolder
 
-#: Bytes that read_last takes at a time: some ten lines.
+#: Bytes that read_last takes at a time: some seven lines.
 _BLOCK = 4096
 _ABSENT = object()
 #: The key of a line's checksum, over the canonical JSON of the others. Lines of other programs may lack it.
@@ -42,6 +42,18 @@ class EpochRecord:
     seconds: float  # training and evaluation; after a resume within the epoch, what the last attempt spent on it
     images_per_s: float | None  # training only; None where an attempt only evaluated
     time: float  # unix time at its end
+    # From here on None where an older version wrote the line. After a resume within the epoch: of the last attempt's part of it.
+    train_seconds: float | None = None  # rank 0, saves within the epoch included; None where it was only evaluated
+    eval_seconds: float | None = None  # rank 0; validation and test
+    data_wait_s: float | None = None  # steps waited for their batch; of the rank that waited longest
+    checkpoint_stall_s: float | None = None  # rank 0, which alone saves: the copy, handing it over, waiting for the writer
+    tflops: float | None = None  # TFLOP/s of all ranks together: multiply-adds x 2 x 3 (forward, backward) x images / train_seconds
+    matmul_share_pct: float | None = None  # tflops in % of what a large matmul reached on rank 0's device, x ranks
+    memory_peak_mib: float | None = None  # tensors on the GPU in this epoch; on a CPU the process so far; of the rank that held most
+
+
+#: What a line of an older version, which lacks the field, is taken to say; _ABSENT where no version lacks it.
+_DEFAULTS = {key.name: _ABSENT if key.default is MISSING else key.default for key in fields(EpochRecord)}
 
 
 def append(folder: RunFolder, record: EpochRecord, files: Files = DISK) -> None:
@@ -124,7 +136,7 @@ def parse(line: bytes) -> EpochRecord | None:
         return None
     kept = {}
     for name, kinds in plain_kinds(EpochRecord):
-        item = value.get(name, _ABSENT)
+        item = value.get(name, _DEFAULTS[name])
         if type(item) not in kinds or (type(item) is float and not math.isfinite(item)):
             return None
         kept[name] = item

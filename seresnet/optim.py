@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from seresnet.config import OptimConfig
+from seresnet.sgd import Sgd
 
 
 def learning_rate(config: OptimConfig, horizon: int, epoch: int) -> float:
@@ -22,26 +23,12 @@ def learning_rate(config: OptimConfig, horizon: int, epoch: int) -> float:
     return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig, fused: bool) -> torch.optim.SGD:
-    """SGD over all parameters with weight decay on each of them, and momentum buffers that exist from step 0.
-
-    A buffer of zeros and torch's absent buffer give the same first update, but only the former can be saved before it.
-    """
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=config.lr,
-        momentum=config.momentum,
-        nesterov=config.nesterov,
-        weight_decay=config.weight_decay,
-        fused=fused,
-    )
-    if config.momentum:
-        for parameter in model.parameters():
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return optimizer
+def build_optimizer(model: nn.Module, config: OptimConfig, fused: bool) -> Sgd:
+    """SGD over all parameters with weight decay on each of them, and momentum buffers that exist from step 0."""
+    return Sgd(model.parameters(), config, fused=fused)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+def set_learning_rate(optimizer: torch.optim.Optimizer | Sgd, lr: float) -> None:
     """Set the rate of every parameter group."""
     for group in optimizer.param_groups:
         group["lr"] = lr

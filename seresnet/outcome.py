@@ -5,9 +5,10 @@ journal, so that it does not depend on how many attempts there were.
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import asdict
 
 from seresnet import journal, provenance
+from seresnet.accounting import Timing, multiply_adds_of
 from seresnet.array_file import Arrays
 from seresnet.data import Splits
 from seresnet.engine import Engine, EpochSums
@@ -17,17 +18,8 @@ from seresnet.models import count_parameters
 from seresnet.run_folder import RunFolder, RunRecord, TrainResult
 from seresnet.state import TrainState, state_digest
 
-
-@dataclass(frozen=True, kw_only=True)
-class Timing:
-    """What an epoch took: seconds of training and evaluation, images a second of training alone (None: only evaluated)."""
-
-    seconds: float
-    images_per_s: float | None
-
-    @classmethod
-    def of(cls, record: EpochRecord) -> "Timing":
-        return cls(seconds=record.seconds, images_per_s=record.images_per_s)
+#: A wait of less than this share of the epoch is no news.
+_NOTEWORTHY = 0.01
 
 
 def known_record(folder: RunFolder, step: int) -> EpochRecord | None:
@@ -50,9 +42,8 @@ def epoch_record(engine: Engine, generation: int, sums: EpochSums, val: Evaluati
         test_loss=test.loss,
         test_top1_pct=test.top1_pct,
         skipped_steps=sums.skipped,
-        seconds=timing.seconds,
-        images_per_s=timing.images_per_s,
         time=round(time.time(), 3),
+        **asdict(timing),
     )
 
 
@@ -63,7 +54,16 @@ def epoch_line(record: EpochRecord, epochs: int) -> str:
     if record.val_top1_pct is not None:
         parts.append(f"val={record.val_top1_pct:.2f}%")
     parts += [f"test={record.test_top1_pct:.2f}%", f"images/s={record.images_per_s or 0:.0f}", f"seconds={record.seconds:.1f}"]
+    if record.tflops is not None:
+        share = "" if record.matmul_share_pct is None else f" ({record.matmul_share_pct:.0f}% of matmul)"
+        parts.append(f"{_three_digits(record.tflops)}TFLOP/s{share}")
+    waits = {"data_wait": record.data_wait_s, "checkpoint_stall": record.checkpoint_stall_s}
+    parts += [f"{name}={wait:.2f}s" for name, wait in waits.items() if wait is not None and wait > _NOTEWORTHY * record.seconds]
     return " ".join(parts)
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def train_result(
@@ -86,6 +86,8 @@ def train_result(
         epochs=last.epoch,
         step=engine.step,
         parameters=count_parameters(engine.model),
+        multiply_adds=multiply_adds_of(engine),
+        averaged=engine.average is not None,
         state_digest=state_digest(state),
         data_digest=arrays.digest,
         data_name=arrays.title,

@@ -4,6 +4,7 @@ Reads downward; one step is engine.py's, the process around it train.py's. Two i
 steps only, and nothing that a clock decides changes the state.
 """
 
+import contextlib
 import logging
 import math
 import time
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from seresnet import journal
+from seresnet.accounting import EpochClock, Timing, wait_for
 from seresnet.array_file import Arrays
 from seresnet.assembly import build_engine, facts_now, open_data
 from seresnet.checkpoint_files import read_trusted
@@ -26,11 +28,13 @@ from seresnet.errors import CheckpointError, ConfigError, OwnedElsewhereError
 from seresnet.evaluate import Evaluation, evaluate
 from seresnet.journal import EpochRecord
 from seresnet.models import build_model
-from seresnet.outcome import Timing, epoch_line, epoch_record, known_record, train_result
+from seresnet.outcome import epoch_line, epoch_record, known_record, train_result
 from seresnet.pinning import pin
+from seresnet.profiling import StepProfiler
 from seresnet.progress import EpochBar
 from seresnet.run_folder import CheckpointName, RunFolder, RunRecord, TrainResult
 from seresnet.signals import StopFlag
+from seresnet.stages import Stages
 from seresnet.state import TrainState, first_nonfinite
 from seresnet.watchdog import Watchdog
 from seresnet.world import Agreement, World
@@ -55,6 +59,8 @@ class Attempt:
     generation: int
     base: str | None  # file name of the checkpoint that the claim names
     watchdog: Watchdog = field(default_factory=Watchdog)  # is told of all progress
+    stages: Stages = field(default_factory=Stages)  # of this start, up to its first step
+    profile_steps: int = 0  # so many are traced, see seresnet.profiling
 
 
 def train(attempt: Attempt, world: World, stop: StopFlag, trainer: "Callable[..., Trainer] | None" = None) -> TrainResult | None:
@@ -65,8 +71,12 @@ def train(attempt: Attempt, world: World, stop: StopFlag, trainer: "Callable[...
     if attempt.config.train.compile:
         attempt.watchdog.expect_compiling()
     arrays = open_data(attempt.config, world, attempt.watchdog)
+    attempt.stages.mark("data")
     record = pin(attempt.folder, attempt.record, attempt.config, attempt.generation, facts_now(arrays, world), write=world.is_main)
     engine, splits = build_engine(attempt.config, arrays, world)
+    attempt.stages.mark("build")
+    if engine.average is not None and world.is_main:
+        log.info("evaluated=averaged_weights ema_decay=%g", engine.average.decay)
     return (trainer or Trainer)(replace(attempt, record=record), engine, splits, arrays, stop).run()
 
 
@@ -77,6 +87,11 @@ class Trainer:
         self.attempt, self.engine, self.splits, self.arrays, self.stop = attempt, engine, splits, arrays, stop
         self.epochs = attempt.config.train.epochs
         self.agreement = Agreement(engine.world)
+        self.clock = EpochClock(engine)
+        is_profiled = engine.world.is_main and attempt.profile_steps > 0
+        self.profiler = (
+            StepProfiler(attempt.folder, attempt.generation, attempt.profile_steps, engine.world.device) if is_profiled else None
+        )
         self.writer: CheckpointWriter | None = None
         self.saved_step: int | None = None
         self.save_offered = False
@@ -92,6 +107,7 @@ class Trainer:
         while True:
             try:
                 self._resume()
+                self.attempt.stages.mark("resume")
                 self._train()
                 return self._complete()
             except NotFinite as fault:  # on every rank, at the same step
@@ -103,11 +119,13 @@ class Trainer:
             self.stop.first_step()
         if self.engine.at_epoch_end and not self._is_at_the_fork():
             # The save of an epoch's last step precedes its evaluation: evaluate again, the newer record wins.
-            self._finish_epoch(started=time.monotonic(), trained=0)
+            self.clock.begin()
+            self._finish_epoch()
+            self.attempt.stages.mark("evaluate")
         while self.engine.epoch < self.epochs:
-            started, first = time.monotonic(), self.engine.step
+            self.clock.begin()
             self._train_epoch()
-            self._finish_epoch(started=started, trained=self.engine.step - first)
+            self._finish_epoch()
 
     def _resume(self) -> None:
         record, world = self.attempt.record, self.engine.world
@@ -163,6 +181,7 @@ class Trainer:
             for _ in range(first, engine.steps_per_epoch):
                 self._between_steps()
                 engine.train_step()
+                self._after_step()
                 bar.advance()
         finally:
             bar.close()
@@ -186,12 +205,27 @@ class Trainer:
         if save:
             self._save(self.engine.epoch_sums())
 
-    def _finish_epoch(self, *, started: float, trained: int) -> None:
+    def _after_step(self) -> None:
+        """What people want to know of a step; the state is only looked at."""
+        if not self.attempt.stages.is_over:
+            self._report_first_step()
+        if self.profiler is not None and not self.profiler.is_over:
+            with self.attempt.watchdog.saving() if self.profiler.is_due else contextlib.nullcontext():
+                self.profiler.after_step(self.engine.step)
+
+    def _report_first_step(self) -> None:
+        wait_for(self.engine.world.device)  # once in an attempt: a step that was only handed to the device is none yet
+        self.attempt.stages.finish()
+        if self.engine.world.is_main:
+            with self.attempt.watchdog.saving():
+                self.attempt.stages.report(self.attempt.folder, self.attempt.generation)
+
+    def _finish_epoch(self) -> None:
         """Save if it is due, evaluate, remember the best on validation, and write the epoch down."""
         engine = self.engine
         epoch = engine.step // engine.steps_per_epoch  # from 1
         sums = engine.epoch_sums()
-        train_seconds = time.monotonic() - started
+        self.clock.training_is_over()
         if self._decide(self._is_save_due(0.5)):
             self._save(sums)
         self.save_offered = False  # an offer that is under way is swallowed by the evaluation's calls
@@ -201,20 +235,16 @@ class Trainer:
             self._save(sums, best=True)  # durable before any later header names it: the writer is first in, first out
             engine.best_value, engine.best_epoch = value, epoch
         assert self.last_test is not None
-        record = self._epoch_record(sums, validation, self.last_test, started, trained, train_seconds)
+        record = self._epoch_record(sums, validation, self.last_test)
         if engine.world.is_main:
             self.unwritten.append(record)
             with self.attempt.watchdog.saving():
                 self._write_down_epochs()
             log.info("%s", epoch_line(record, self.epochs))
 
-    def _epoch_record(
-        self, sums: EpochSums, val: Evaluation | None, test: Evaluation, started: float, trained: int, train_seconds: float
-    ) -> EpochRecord:
-        seconds = time.monotonic() - started
-        known = None if trained else known_record(self.attempt.folder, self.engine.step)
-        images = min(sums.n, trained * self.attempt.config.train.global_batch_size)
-        timing = Timing(seconds=round(seconds, 3), images_per_s=round(images / max(train_seconds, 1e-9), 1) if trained else None)
+    def _epoch_record(self, sums: EpochSums, val: Evaluation | None, test: Evaluation) -> EpochRecord:
+        timing = self.clock.timing()
+        known = None if self.clock.has_trained else known_record(self.attempt.folder, self.engine.step)
         return epoch_record(self.engine, self.attempt.generation, sums, val, test, Timing.of(known) if known else timing)
 
     def _write_down_epochs(self) -> None:
@@ -231,7 +261,8 @@ class Trainer:
         """None for an empty split; a stop request ends the evaluation, and what it had is discarded."""
         if len(split) == 0:
             return None
-        result = evaluate(self.engine, split, self._must_stop_evaluating)
+        with self.clock.evaluating():
+            result = evaluate(self.engine, split, self._must_stop_evaluating)
         if result is None:
             self._stop_here()
         return result
@@ -256,8 +287,8 @@ class Trainer:
         self.saved_step = self.engine.step
         if self.writer is None:
             return None
-        state = self.engine.state(sums)
-        with self.attempt.watchdog.saving():  # waits where two saves are under way
+        with self.clock.saving(), self.attempt.watchdog.saving():  # waits where two saves are under way
+            state = self.engine.state(sums)
             self.writer.save(state, epoch_boundary=self.engine.at_epoch_end, best=best, final=final, stop=stop)
         return state
 
@@ -298,6 +329,8 @@ class Trainer:
 
     def _complete(self) -> TrainResult | None:
         """The final checkpoint, then the result, last of all."""
+        if self.profiler is not None:
+            self.profiler.finish(self.engine.step)
         self.agreement.settle()
         self._refuse_nonfinite()
         state = self._save(self.engine.epoch_sums(), final=True)

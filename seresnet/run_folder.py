@@ -127,6 +127,11 @@ class RunFolder:
     def journal(self, generation: int) -> Path:
         return self.metrics / f"g{generation:04d}.jsonl"
 
+    @property
+    def profile(self) -> Path:
+        """Traces of some steps, made on request; see seresnet.profiling. Nothing else reads them."""
+        return self.path / "profile"
+
     def create(self, files: Files = DISK) -> None:
         """Make the folder and its subfolders durably; fine if they exist."""
         # A checkpoint is only as durable as the names of the folders that it lies in.
@@ -309,6 +314,8 @@ class TrainResult:
     commit: str | None
     versions: dict[str, str] = field(default_factory=dict)
     parent: Parent | None = None  # of a fork, whose numbers are those of the epochs after it
+    multiply_adds: int | None = None  # of one image's forward pass; None in results of older versions
+    averaged: bool = False  # whether the numbers are those of averaged weights, see optim.ema_decay
     schema: int = RESULT_SCHEMA
 
     def write(self, folder: RunFolder, files: Files = DISK, guard: Guard = None) -> None:
@@ -333,6 +340,8 @@ class TrainResult:
         try:
             value = migrations.to_current("result.json", parse_json(files.read(folder.result)))
             value["parent"] = Parent.of(value.get("parent"))
+            value.setdefault("multiply_adds", None)
+            value.setdefault("averaged", False)
             result = cls(**{key.name: value[key.name] for key in fields(cls)})
             result._check()
             return result

@@ -1,6 +1,7 @@
 """What a data config points at: digits, the published CIFAR-10, or a path; and the name of the array file that is made of it.
 
-Building is prepare's job. One invariant: the file's name follows from what the source is, not from where it is mounted.
+Building is prepare's job, and what only building needs (pillow, http) is imported by it alone. One invariant: the file's name follows from
+what the source is, not from where it is mounted.
 """
 
 import hashlib
@@ -10,11 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from seresnet import cifar10, digits, images
+from seresnet import cifar10, digits
 from seresnet.archives import FileTree, Report, open_tree
 from seresnet.array_file import LabelledImages, read_header
 from seresnet.config import DataConfig
-from seresnet.download import fetch, file_md5
 from seresnet.durable import canonical_json
 from seresnet.errors import DataError
 
@@ -103,6 +103,8 @@ def path_fingerprint(path: Path) -> str:
 
 
 def _archive_fingerprint(path: Path) -> str:
+    from seresnet.download import file_md5
+
     size = path.stat().st_size
     if size == cifar10.ARCHIVE_BYTES and file_md5(path) == cifar10.ARCHIVE_MD5:
         return _hash("cifar10", cifar10.ARCHIVE_MD5)  # as if downloaded: data.path may be unset later
@@ -146,6 +148,8 @@ def _hash(*facts: object) -> str:
 
 def read_path(path: Path, name: str, workers: int, report: Report) -> LabelledImages:
     """Tell what the folder or archive holds, and read it. Raises DataError."""
+    from seresnet import images
+
     tree = open_tree(path)
     names = tree.names(report)
     if files := cifar10.official_files(path, names):
@@ -164,6 +168,8 @@ def _download_url() -> str:
 
 def _read_published(data_dir: Path, workers: int, report: Report) -> LabelledImages:
     """Download the archive into data_dir unless somebody put it there. It stays: a purged array file is then built without a network."""
+    from seresnet.download import fetch, file_md5
+
     archive = data_dir / cifar10.ARCHIVE
     if not archive.exists():
         fetch(_download_url(), archive, cifar10.ARCHIVE_MD5, report)
@@ -188,6 +194,8 @@ def config_for(source: str, name: str | None, data_dir: Path, report: Report) ->
 
 
 def _guess_name(tree: FileTree, report: Report) -> Literal["cifar10", "images"]:
+    from seresnet import images
+
     names = tree.names(report)
     if cifar10.official_files(tree.path, names) or images.plan_layout(tree.path, names).classes == cifar10.CLASSES:
         return "cifar10"

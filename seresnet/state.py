@@ -17,7 +17,7 @@ from seresnet.durable import canonical_json
 
 @dataclass(frozen=True, kw_only=True)
 class TrainState:
-    """Tensors by name ("model/...", "momentum/...") and JSON scalars; scalars["step"] counts batches consumed."""
+    """Tensors by name ("model/...", "momentum/...", "ema/...") and JSON scalars; scalars["step"] counts batches consumed."""
 
     tensors: dict[str, Tensor]
     scalars: dict[str, Any]  # bool, int, finite float, str, None, and lists of them

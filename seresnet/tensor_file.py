@@ -87,9 +87,28 @@ def with_metadata(payload: bytes, metadata: Mapping[str, str], renamed: Mapping[
     header.pop("__metadata__", None)
     # Sorted by place: some readers go through the header in its order.
     ordered = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
-    text = json.dumps({"__metadata__": metadata, **{renamed.get(name, name): entry for name, entry in ordered}}, separators=(",", ":"))
+    return _header_bytes({"__metadata__": metadata, **{renamed.get(name, name): entry for name, entry in ordered}}) + payload[8 + size :]
+
+
+def with_tensors(payload: bytes, sources: Mapping[str, str]) -> bytes:
+    """A file with the same metadata and these tensors: new name -> whose bytes it has. payload: a file that layout() accepts."""
+    size = int.from_bytes(payload[:8], "little")
+    header = parse_json(payload[8 : 8 + size])
+    entries, parts, end = {"__metadata__": header["__metadata__"]}, [], 0
+    # The library's order: wide types first, so that every tensor begins at a multiple of its elements' size.
+    for name in sorted(sources, key=lambda name: (-DTYPES[header[sources[name]]["dtype"]][1], name)):
+        entry = header[sources[name]]
+        first, last = entry["data_offsets"]
+        parts.append(payload[8 + size + first : 8 + size + last])
+        entries[name] = {**entry, "data_offsets": [end, end + last - first]}
+        end += last - first
+    return b"".join([_header_bytes(entries), *parts])
+
+
+def _header_bytes(entries: Mapping[str, object]) -> bytes:
+    text = json.dumps(entries, separators=(",", ":"))
     text += " " * (-len(text) % 8)  # json.dumps writes ASCII; tensors begin at multiples of 8, as the library lays them out
-    return len(text).to_bytes(8, "little") + text.encode() + payload[8 + size :]
+    return len(text).to_bytes(8, "little") + text.encode()
 
 
 def _place(name: str, entry: dict[str, object], first: int) -> TensorPlace:

@@ -26,6 +26,7 @@ from seresnet.fork import Fork, fork_record, import_parent, origin_of, plan_agai
 from seresnet.pinning import refuse_numeric_change, refuse_other_experiment, with_config
 from seresnet.run_folder import RunFolder, RunRecord, is_finished
 from seresnet.signals import StopFlag
+from seresnet.stages import MOST_STEPS, Stages
 from seresnet.watchdog import Watchdog, dump_flight_record, dump_stacks
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ log = logging.getLogger("seresnet")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one rank; never returns normally once training has begun, because a normal interpreter exit can abort (seen)."""
+    stages = Stages()
     args = _parser().parse_args(argv)
     rank = int(os.environ.get("RANK", "0"))
     try:
@@ -51,25 +53,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ToolkitError as error:
         print(error, file=sys.stderr)
         return _refused(args.run_dir, rank, str(error))
-    process = _Process(folder, config, rank, allow_numeric_change=args.allow_numeric_change, trial_steps=args.trial, fork=fork)
-    process.run()
+    stages.mark("config")
+    _Process(folder, config, rank, args, fork, stages).run()
 
 
 class _Process:
     """The state of this rank's ending: who it is, and what it got to."""
 
     def __init__(
-        self,
-        folder: RunFolder,
-        config: RunConfig,
-        rank: int,
-        *,
-        allow_numeric_change: bool,
-        trial_steps: int | None = None,
-        fork: Fork | None = None,
+        self, folder: RunFolder, config: RunConfig, rank: int, args: argparse.Namespace, fork: Fork | None, stages: Stages
     ) -> None:
-        self.folder, self.config, self.rank = folder, config, rank
-        self.allow_numeric_change, self.trial_steps, self.fork = allow_numeric_change, trial_steps, fork
+        self.folder, self.config, self.rank, self.fork, self.stages = folder, config, rank, fork, stages
+        self.allow_numeric_change, self.trial_steps, self.profile_steps = args.allow_numeric_change, args.trial, args.profile
         self.supervised = "SERESNET_GENERATION" in os.environ
         self.generation = int(os.environ["SERESNET_GENERATION"]) if self.supervised else None
         self.world: World | None = None
@@ -122,8 +117,11 @@ class _Process:
 
     def _train(self, stop: StopFlag) -> tuple[int, str]:
         if is_finished(self.folder, self.config.train.epochs):
+            if self.profile_steps:
+                raise ConfigError(f"--profile: {self.folder.path} is finished, no step is left to trace. Name a new --run-dir.")
             return Exit.FINISHED, "finished before; nothing to do"
         owned = self._own() if self.rank == 0 else None
+        self.stages.mark("claim")
         try:
             from seresnet import (  # torch takes seconds: the handlers, the claim and its heart are in place
                 assembly,
@@ -135,8 +133,10 @@ class _Process:
         except ModuleNotFoundError as error:
             raise ConfigError(f"{error.name} is not installed for {sys.executable}. Use the environment of `make setup`.") from error
 
+        self.stages.mark("imports")
         assembly.make_deterministic(self.config)
         self.world = world.join(self.config.train.device)
+        self.stages.mark("meet")
         record, claim = self.world.broadcast_object(owned)
         self.generation = claim.generation
         attempt = recipe.Attempt(
@@ -146,6 +146,8 @@ class _Process:
             generation=claim.generation,
             base=claim.base,
             watchdog=self.watchdog,
+            stages=self.stages,
+            profile_steps=self.profile_steps or 0,
         )
         if self.rank == 0:
             self._introduce(assembly.device_name(self.world))
@@ -360,7 +362,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--allow-numeric-change", action="store_true", help="go on with other numeric keys than at the first start (tier T2)"
     )
-    parser.add_argument("--trial", type=_positive, metavar="STEPS", help="try the run: so many steps, save, exit; again: resume, evaluate")
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument("--trial", type=_positive, metavar="STEPS", help="try the run: so many steps, save, exit; again: resume, evaluate")
+    either.add_argument("--profile", type=_traceable, metavar="STEPS", help="trace so many steps into the run's profile/, and go on")
     parser.add_argument(
         "--fork", type=_folder, metavar="RUN_DIR", help="begin with this run's newest checkpoint, or RUN_DIR/ckpt/FILE, in a new --run-dir"
     )
@@ -377,6 +381,12 @@ def _folder(text: str) -> Path:
 def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a number of steps. Use 1 or more")
+    return int(text)
+
+
+def _traceable(text: str) -> int:
+    if _positive(text) > MOST_STEPS:
+        raise argparse.ArgumentTypeError(f"{text} steps are too many: a trace is held in memory. Use {MOST_STEPS} or fewer")
     return int(text)
 
 

@@ -59,6 +59,7 @@ class Trial(Trainer):
         """Raises Stopped at the end of the first start, CheckpointError if the restored state is another one."""
         saved = self._read_saved()
         self._resume()
+        self.attempt.stages.mark("resume")
         if "state_digest" not in saved:
             self._train_and_save()
         self._check_restored(saved)
@@ -78,6 +79,7 @@ class Trial(Trainer):
         while engine.step < goal:
             self._between_steps()
             engine.train_step()
+            self._after_step()
             self.attempt.watchdog.step()
             clock.tick()
         times = clock.read()
@@ -117,6 +119,7 @@ class Trial(Trainer):
     def _step_and_evaluate(self, saved: dict[str, Any]) -> None:
         self._between_steps()
         self.engine.train_step()
+        self._after_step()
         self.attempt.watchdog.step()
         _wait_for(self.engine.world.device)
         split = first_images(self.splits.test, EVALUATED_IMAGES)

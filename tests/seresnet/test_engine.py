@@ -113,8 +113,9 @@ def test_a_state_holds_the_state_dict_and_the_momentum_and_keeps_them_while_trai
     assert not different, different
 
 
-def test_fp16_overflow_skips_the_step_and_is_counted() -> None:
-    ours = engine(config(amp="fp16"))
+@pytest.mark.parametrize("fused", [False, True])
+def test_fp16_overflow_skips_the_step_and_is_counted(fused: bool) -> None:
+    ours = engine(config(amp="fp16", fused_optimizer=fused))
     ours.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**80)
     before = [parameter.clone() for parameter in ours.model.parameters()]
     ours.train_step()

@@ -55,6 +55,25 @@ def test_a_line_is_one_json_object_with_every_field(folder: RunFolder) -> None:
     assert text.endswith("\n") and json.loads(text) == {**values, "crc32": zlib.crc32(plain.encode())}
 
 
+NEW = ("train_seconds", "eval_seconds", "data_wait_s", "checkpoint_stall_s", "tflops", "matmul_share_pct", "memory_peak_mib")
+
+
+def test_a_line_of_an_older_version_lacks_the_cost_of_its_epoch_and_is_read() -> None:
+    known = {name: value for name, value in asdict(record(1)).items() if name not in NEW}
+    assert journal.parse(json.dumps(known).encode()) == record(1), "None stands for what was not measured"
+    for name in known:
+        less = {key: value for key, value in known.items() if key != name}
+        assert journal.parse(json.dumps(less).encode()) is None, f"{name} was always there"
+
+
+@pytest.mark.parametrize("name", NEW)
+def test_the_cost_of_an_epoch_is_read_back_and_checked(folder: RunFolder, name: str) -> None:
+    journal.append(folder, record(1, **{name: 2.5}))
+    assert [getattr(entry, name) for entry in journal.read(folder)] == [2.5]
+    for bad in ("fast", True, [1.0], float("nan")):
+        assert journal.parse(json.dumps({**asdict(record(1)), name: bad}).encode()) is None, bad
+
+
 def test_an_empty_or_missing_journal_has_no_epochs(folder: RunFolder, tmp_path: Path) -> None:
     assert journal.read(folder) == [] == journal.read(RunFolder(path=tmp_path / "nowhere"))
 

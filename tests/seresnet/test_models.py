@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from seresnet.blocks import SqueezeExcite
 from seresnet.config import ModelConfig
 from seresnet.models import build_model, count_parameters, initialise
 
@@ -99,3 +100,33 @@ def test_batch_norm_starts_from_identity() -> None:
     norm = build_model(ModelConfig(**SMALL), 10, seed=0).stem[1]
     assert torch.equal(norm.weight, torch.ones(8)) and torch.equal(norm.running_mean, torch.zeros(8))
     assert torch.equal(norm.running_var, torch.ones(8)) and int(norm.num_batches_tracked) == 0
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_attention_in_fewer_passes_has_the_values_and_gradients_of_the_plain_form(layout: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    attention = SqueezeExcite(8, 4).double().to(memory_format=layout)
+    x, shortcut = (torch.randn(3, 8, 5, 7, dtype=torch.float64).to(memory_format=layout).requires_grad_() for _ in range(2))
+    inputs = (x, shortcut, *attention.parameters())
+    weights = torch.randn(3, 8, 5, 7, dtype=torch.float64)
+    found, expected = attention.add_and_relu(x, shortcut), torch.relu(attention(x) + shortcut)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    gradients = torch.autograd.grad((found * weights).sum(), inputs)
+    for own, plain, of in zip(gradients, torch.autograd.grad((expected * weights).sum(), inputs), inputs, strict=True):
+        torch.testing.assert_close(own, plain, rtol=1e-10, atol=1e-12)
+        assert own.stride() == of.stride(), f"{tuple(of.shape)}: gradient has strides {own.stride()}, the tensor {of.stride()}"
+
+
+@pytest.mark.parametrize("amp", [torch.bfloat16, torch.float16])
+def test_attention_in_half_precision_stays_close_to_the_plain_form_in_float32(amp: torch.dtype) -> None:
+    torch.manual_seed(0)
+    attention = SqueezeExcite(8, 4)
+    x, shortcut = (torch.randn(3, 8, 6, 6).to(amp).requires_grad_() for _ in range(2))
+    with torch.autocast("cpu", dtype=amp):
+        found = attention.add_and_relu(x, shortcut)
+    expected = torch.relu(attention(x.float()) + shortcut.float())
+    assert found.dtype == amp, found.dtype
+    torch.testing.assert_close(found.float(), expected, rtol=2e-2, atol=2e-2)
+    own = torch.autograd.grad(found.float().sum(), (x, *attention.parameters()))
+    for mine, plain in zip(own, torch.autograd.grad(expected.sum(), (x, *attention.parameters())), strict=True):
+        torch.testing.assert_close(mine.float(), plain.float(), rtol=5e-2, atol=5e-2 * float(plain.abs().max()))

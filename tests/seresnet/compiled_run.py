@@ -1,0 +1,56 @@
+"""A process that trains a tiny compiled network and prints, as JSON, whether its cache was warm, its graphs, and its digest.
+
+Usage: python compiled_run.py STEPS [--load FILE] [--save FILE] [--aot]   under RANK, WORLD_SIZE and SERESNET_INIT_METHOD, if any
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from small_engine import arrays, config, splits
+
+from seresnet import compiled
+from seresnet.assembly import make_deterministic
+from seresnet.data import TrainBatches
+from seresnet.engine import Engine
+from seresnet.models import build_model
+from seresnet.state import TrainState, state_digest
+from seresnet.world import join
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("steps", type=int)
+    parser.add_argument("--load")
+    parser.add_argument("--save")
+    parser.add_argument("--aot", action="store_true", help="without Inductor, so without a C++ compiler and its seconds")
+    args = parser.parse_args()
+    if args.aot:
+        compiled._backend = lambda deterministic: {"backend": "aot_eager"}
+    world = join("cpu")
+    run = config(16, compile=True)
+    make_deterministic(run)
+    data = arrays()
+    batches = TrainBatches(splits(run).train, run, 5, data.mean, data.std, world.device, rank=world.rank, ranks=world.size)
+    engine = Engine(run, build_model(run.model, 5, 0), batches, world)
+    if args.load:
+        engine.load(TrainState(**torch.load(args.load)))
+    for _ in range(args.steps):
+        engine.train_step()
+    state = engine.state(engine.epoch_sums())
+    if args.save and world.is_main:
+        tensors = {name: tensor.clone() for name, tensor in state.tensors.items()}  # they share one block of memory
+        torch.save({"tensors": tensors, "scalars": state.scalars}, args.save)
+    found = {"warm": engine._compiled._cache.is_warm, "graphs": compiled.graphs_made(), "digest": state_digest(state)}
+    print("RESULT", json.dumps(found), flush=True)
+    world.part()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
