@@ -230,6 +230,8 @@ def _wait(condition: Callable[[], object], ranks: list[subprocess.Popen[str]]) -
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] not in (["agreement"], ["steps"]):
+        sys.exit("a part of bench/checkpoint.py, which starts it: run that one")
     if sys.argv[1] == "agreement":
         _agreement_rank(float(sys.argv[2]))
     else:

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable
 
 import torch
-from measure import Report, alternate, parser, speedup, spread
+from measure import Report, alternate, amount, parser, speedup
 
 from seresnet.config import ModelConfig
 from seresnet.ema import WeightAverage
@@ -26,7 +26,7 @@ from seresnet.models import ResNet, build_model
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-#: A process of its own, for what is freed stays freed or kept for good: CPU seconds of five evaluations and of ten training steps.
+#: A process of its own, for what is freed stays freed or kept for good: CPU seconds of four training steps and of three evaluations.
 CHILD = """
 import sys, time, torch
 from seresnet.config import ModelConfig
@@ -45,9 +45,9 @@ def seconds(call, times):
         call()
     return time.process_time() - started
 small, large = images(64), images(500)
-print(seconds(lambda: model(small).sum().backward(), 10))
+print(seconds(lambda: model(small).sum().backward(), 4))
 with torch.no_grad():
-    print(seconds(lambda: model.eval()(large), 5))
+    print(seconds(lambda: model.eval()(large), 3))
 """
 
 
@@ -132,7 +132,7 @@ def share_of_a_step(report: Report, args: argparse.Namespace) -> None:
     calls = {"step": waiting(step), "average": waiting(lambda: average.update(10**6))}
     seconds = alternate(calls, 3 if args.quick else 9)
     share = [100 * mine / (mine + whole) for mine, whole in zip(seconds["average"], seconds["step"], strict=True)]
-    report.row(f"averaging, share of a step of {count} images, width {width}", spread(share), "%", ceiling=1.0)
+    report.row(f"averaging, share of a step of {count} images, width {width}", amount(share), "%", ceiling=1.0)
 
 
 def folding(report: Report, args: argparse.Namespace, width: int, amp: bool) -> None:
@@ -151,7 +151,7 @@ def folding(report: Report, args: argparse.Namespace, width: int, amp: bool) -> 
         return waiting(call)
 
     calls = {"plain": evaluate(model), "folded": evaluate(folded.network), "refresh": waiting(folded.refresh)}
-    seconds = alternate(calls, 3 if args.quick else 11 if width == 16 else 7)
+    seconds = alternate(calls, 3 if args.quick else 7 if width == 16 else 5)
     name = f"evaluation, width {width}, {'bf16' if amp else 'fp32'}"
     images_per_s = count / statistics.median(seconds["folded"])
     report.row(f"{name}: folded against plain, batches of {count}", speedup(seconds["folded"], seconds["plain"]))
@@ -176,7 +176,7 @@ def batch_sizes(report: Report, args: argparse.Namespace) -> None:
 
         return waiting(call)
 
-    seconds = alternate({str(size): evaluate(size) for size in sizes}, 2 if args.quick else 7)
+    seconds = alternate({str(size): evaluate(size) for size in sizes}, 2 if args.quick else 5)
     for size in sizes:
         report.row(f"evaluation, bf16, batches of {size} against 500", speedup(seconds[str(size)], seconds["500"]))
 

@@ -5,10 +5,16 @@ always ours against a named alternative; seconds are printed beside it but never
 """
 
 import argparse
+import atexit
 import json
+import math
 import os
+import shutil
+import signal
 import statistics
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -27,6 +33,13 @@ class Ratio:
 
     def __str__(self) -> str:
         return f"{self.median:.3g}x ({self.low:.3g} to {self.high:.3g}, n = {self.n})"
+
+
+class Amount(Ratio):
+    """As many of something: no ratio, and no x behind it."""
+
+    def __str__(self) -> str:
+        return f"{self.median:.4g} ({self.low:.4g} to {self.high:.4g}, n = {self.n})"
 
 
 def alternate(variants: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
@@ -58,6 +71,11 @@ def spread(values: Sequence[float]) -> Ratio:
     return Ratio(median=statistics.median(values), low=quartiles[0], high=quartiles[2], n=len(values))
 
 
+def amount(values: Sequence[float]) -> Amount:
+    """Median and quartiles of what is no ratio."""
+    return Amount(**asdict(spread(values)))
+
+
 @dataclass(kw_only=True)
 class Report:
     """Rows as they come, and which floors were missed."""
@@ -71,19 +89,24 @@ class Report:
     ) -> None:
         """One line of the table. floor, ceiling: what the median must reach or keep below; judged by --check only."""
         middle = value.median if isinstance(value, Ratio) else value
-        missed = not isinstance(middle, str) and ((floor is not None and middle < floor) or (ceiling is not None and middle > ceiling))
+        # Written so that a value that is no number misses its limit.
+        missed = not isinstance(middle, str) and not ((floor is None or middle >= floor) and (ceiling is None or middle <= ceiling))
         limit = f"floor {floor:g}" if floor is not None else f"at most {ceiling:g}" if ceiling is not None else ""
         verdict = f"   [{limit}: {'MISSED' if missed else 'met'}]" if limit else ""
         text = f"{value:.4g}" if isinstance(value, float) else str(value)
         print(f"{what:<64} {text} {unit}".rstrip() + verdict, flush=True)
-        shown = asdict(value) if isinstance(value, Ratio) else value
+        shown = _for_json(asdict(value) if isinstance(value, Ratio) else value)
         self.rows.append({"what": what, "value": shown, "unit": unit, "floor": floor, "ceiling": ceiling, "missed": missed})
         if missed:
             self.missed.append(what)
 
     def introduce(self, text: str = "") -> dict[str, Any]:
-        """Say on what this runs: machine, load, commit, versions."""
+        """Say on what this runs: machine, load, commit, versions. From here on Ctrl-C and SIGTERM end the script through its `finally`s."""
+        end_in_order()
         import torch
+
+        if not torch.cuda.is_available():
+            leave_no_compile_cache()
 
         from seresnet import provenance
 
@@ -100,16 +123,52 @@ class Report:
         """Write the JSON that --json asks for; the exit code: 1 where --check was asked for and a floor was missed."""
         if args.json:
             content = {"script": self.script, "machine": getattr(self, "facts", {}), "rows": self.rows, "missed": self.missed}
-            Path(args.json).write_text(json.dumps(content, indent=1) + "\n")
+            args.json.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
         if self.missed:
             print(f"{len(self.missed)} missed: {'; '.join(self.missed)}", file=sys.stderr)
         return int(bool(args.check and self.missed and not args.quick))
+
+
+def end_in_order() -> None:
+    """Turn the first SIGINT or SIGTERM into SystemExit, so that folders and processes go; later ones must not stop that."""
+
+    def end(number: int, _: object) -> None:
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_IGN)
+        sys.exit(128 + number)
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, end)
+
+
+def leave_no_compile_cache() -> None:
+    """torch.optim makes inductor's folder in the temporary one even where nothing is compiled: here and in children, one that goes."""
+    if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+        folder = tempfile.mkdtemp(prefix="bench-inductor-")
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+
+
+def _for_json(value: Any) -> Any:
+    """JSON has no word for what is not finite."""
+    if isinstance(value, dict):
+        return {key: _for_json(each) for key, each in value.items()}
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _new_file(text: str) -> Path:
+    """Where --json goes; refused before minutes are spent, not after."""
+    path = Path(text).absolute()
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text} cannot be written: name a file in a folder that exists and is writable")
+    return path
 
 
 def parser(description: str) -> argparse.ArgumentParser:
     """The options that every benchmark has."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--check", action="store_true", help="exit 1 where a floor is missed")
-    made.add_argument("--json", metavar="FILE", help="write the rows there, too")
+    made.add_argument("--json", metavar="FILE", type=_new_file, help="write the rows there, too")
     made.add_argument("--quick", action="store_true", help="a few rounds only, to try it out: floors are not judged")
     return made

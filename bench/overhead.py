@@ -103,8 +103,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     made.add_argument("--amp", choices=("bf16", "off"), default="bf16")
     made.add_argument("--width", type=int, help="default: 16, on a GPU 64")
     made.add_argument("--batch", type=int, help="default: 64, on a GPU 1024")
-    made.add_argument("--steps", type=int, help="of an epoch; default: 16, on a GPU 49")
-    made.add_argument("--rounds", type=int, help="epochs that count; default: 8")
+    made.add_argument("--steps", type=int, help="of an epoch; default: 40, on a GPU 49")
+    made.add_argument("--rounds", type=int, help="epochs that count; default: 6, on a GPU 8")
     made.add_argument("--threads", type=int, default=1, help="CPU threads of both sides")
     made.add_argument("--save-every", type=float, help="seconds; default: 5, so that epochs of seconds are saved; on a GPU 60")
     made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the config, as train.compile=true")
@@ -112,8 +112,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     gpu = args.device == "cuda"
     args.width = args.width or (64 if gpu else 16)
     args.batch = args.batch or (1024 if gpu else 8 if args.quick else 64)
-    args.steps = args.steps or (49 if gpu else 4 if args.quick else 16)
-    args.rounds = args.rounds or (2 if args.quick else 8)
+    args.steps = args.steps or (49 if gpu else 4 if args.quick else 40)
+    args.rounds = args.rounds or (2 if args.quick else 8 if gpu else 6)
     args.save_every = args.save_every or (60.0 if gpu else 5.0)
     return args
 

@@ -3,6 +3,7 @@
 What they are is the caller's business. One invariant: all but the one whose turn it is wait for their input and use no processor.
 """
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -34,7 +35,11 @@ class Paced:
         self._limit = threading.Timer(900, self._process.kill)
         self._limit.daemon = True
         self._limit.start()
-        self.parameters = int(self._read("parameters")["parameters"])
+        try:
+            self.parameters = int(self._read("parameters")["parameters"])
+        except BaseException:  # nobody else has it yet
+            self.close()
+            raise
 
     def epoch(self) -> None:
         """Let it train, test and save one epoch; returns when it says so."""
@@ -51,16 +56,17 @@ class Paced:
         return sum(_cpu_seconds(pid) for pid in [self._process.pid, *_children(self._process.pid)])
 
     def close(self) -> None:
-        """End it."""
+        """End it: at the end of its input, or by SIGKILL where an epoch is under way."""
         self._limit.cancel()
         assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.stdout.close()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
         try:
-            self._process.wait(20)
+            self._process.wait(5)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._process.stdout.close()
 
     def _read(self, first_key: str) -> dict[str, str]:
         """The next line that begins with this key; others are what the program says to people."""

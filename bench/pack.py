@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
@@ -53,7 +52,6 @@ class Launch:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the folder goes, and with the launcher its tasks
     report = Report(script="bench/pack.py")
     report.introduce()
     folder = Path(tempfile.mkdtemp(prefix="bench-pack-"))

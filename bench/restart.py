@@ -58,8 +58,6 @@ class Seconds(Ratio):
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
-    # What is measured would train for ever: whatever ends this script ends it, too.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     report = Report(script="bench/restart.py")
     report.introduce()
     folder = Path(tempfile.mkdtemp(prefix="bench-restart-"))

@@ -209,7 +209,9 @@ def _color(images: Tensor, rows: Tensor, table: OperationTable) -> Tensor:
 
 def _sharpness(images: Tensor, rows: Tensor, table: OperationTable) -> Tensor:
     """Blend with PIL's SMOOTH: 3x3 of ones around a five, over 13, rounded half up; the border stays."""
-    width = images.shape[3]
+    height, width = images.shape[2:]
+    if min(height, width) < 3:
+        return images  # all border
     # All images as one row of pixels: what runs over an edge lands in the border, which stays. Long rows are what a CPU is fast at.
     x = images.flatten().to(torch.int16)
     three = x[:-2] + x[1:-1] + x[2:]

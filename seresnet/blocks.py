@@ -100,6 +100,6 @@ class BasicBlock(nn.Module):
         """x: (N, in_channels, H, W); returns (N, channels, H / stride, W / stride)."""
         residual = torch.relu_(self.bn1(self.conv1(x)))
         residual = self.bn2(self.conv2(residual))
-        if isinstance(self.attention, SqueezeExcite):
+        if type(self.attention) is SqueezeExcite:  # a subclass may compute something else
             return self.attention.add_and_relu(residual, self.shortcut(x))
         return torch.relu_(self.attention(residual) + self.shortcut(x))

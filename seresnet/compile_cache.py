@@ -5,6 +5,7 @@ process compiles in a private folder on its node, filled from a sealed archive, 
 is only ever used if the archive that it came in has the digest that its name says.
 """
 
+import contextlib
 import hashlib
 import io
 import logging
@@ -20,17 +21,18 @@ from pathlib import Path
 
 import torch
 
-from seresnet import provenance
+from seresnet import private_folder, provenance
 from seresnet.config import slug
 from seresnet.durable import canonical_json
+from seresnet.errors import ConfigError
 
 log = logging.getLogger("seresnet")
 
 #: Where archives are kept. Set it, or torch's own TORCHINDUCTOR_CACHE_DIR (hpc does, from the site's cache_dir).
 VARIABLE = "SERESNET_COMPILE_CACHE"
-#: Private folders of killed processes are taken away after this long; no compilation takes longer.
+#: Half-written archives of killed processes are taken away after this long.
 STALE_AFTER_S = 86400.0
-_PREFIX = "seresnet-compile-"
+_NOT_KEPT = (".lock", ".tmp", private_folder.OWNER)
 
 
 class CompileCache:
@@ -43,13 +45,17 @@ class CompileCache:
         self.is_warm = False
 
     def open(self, environ: MutableMapping[str, str] = os.environ) -> None:
-        """Point torch at this process's private folder, filled from the first archive that is whole. Best effort: never raises OSError."""
-        private = _private_folder(environ)
+        """Point torch at this process's private folder, filled from the first archive that is whole. A cold one is never an error.
+
+        Raises ConfigError where there can be no private folder.
+        """
+        private = private_folder.own_folder(environ) or _private_folder(environ)
         try:
             self._prepare_shelf()
             self.is_warm = any(self._unpack(path, private) for path in self._archives())
         except (OSError, tarfile.TarError) as error:
             log.warning("compile_cache=%s error=%s compiling anew", self._shelf, error)
+            _empty(private)  # a library cut in two by a full disk would be loaded
 
     def seal(self, environ: MutableMapping[str, str] = os.environ) -> Path | None:
         """Keep what was compiled, unless another process was faster; None where nothing was kept."""
@@ -62,15 +68,19 @@ class CompileCache:
             return None
 
     def _prepare_shelf(self) -> None:
-        self._shelf.mkdir(parents=True, mode=0o700, exist_ok=True)
-        for folder in (self._shelf, self._shelf.parent):
-            # Its content is run as code: a folder that somebody else made is none of ours.
-            if folder.stat().st_uid != os.getuid():
-                raise PermissionError(f"{folder} belongs to user {folder.stat().st_uid}")
-            folder.chmod(0o700)
+        # The outer one first: below a private folder nobody else can put anything, whoever may write beside it.
+        for folder in (self._shelf.parent, self._shelf):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, exist_ok=True)
+            # Its content is run as code: a folder, or a link to one, that somebody else made is none of ours.
+            for facts in (folder.lstat(), folder.stat()):
+                if facts.st_uid != os.getuid():
+                    raise PermissionError(f"{folder} belongs to user {facts.st_uid}")
+            if folder.stat().st_mode & 0o777 != 0o700:  # asked first: a shelf that is mounted read-only can be read from
+                folder.chmod(0o700)
 
     def _archives(self) -> list[Path]:
-        return sorted(self._shelf.glob(f"{self._key}-*.tar"))
+        return sorted(path for path in self._shelf.glob(f"{self._key}-*.tar") if path.stat().st_uid == os.getuid())
 
     def _unpack(self, archive: Path, private: Path) -> bool:
         content = archive.read_bytes()
@@ -83,12 +93,21 @@ class CompileCache:
                 source = tar.extractfile(member)
                 assert source is not None and ".." not in Path(member.name).parts, f"{archive}: {member.name} is none of ours"
                 target = private / member.name
+                if target.exists():
+                    continue  # of another network of this process, which has it loaded: written over, it would crash
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(source.read())
                 target.chmod(member.mode)
         return True
 
+    def _remove_leftovers(self) -> None:
+        for path in self._shelf.glob(".new-*"):
+            with contextlib.suppress(OSError):
+                if time.time() - path.stat().st_mtime > STALE_AFTER_S:
+                    path.unlink()
+
     def _write(self, content: bytes) -> Path:
+        self._remove_leftovers()
         path = self._shelf / f"{self._key}-{hashlib.sha256(content).hexdigest()}.tar"
         handle, temp = tempfile.mkstemp(dir=self._shelf, prefix=".new-")
         try:
@@ -107,7 +126,7 @@ class CompileCache:
 def base_folder(environ: MutableMapping[str, str], otherwise: Path) -> Path:
     """Where archives go: as the environment says, else the folder given. torch's variable later names a private one."""
     named = environ.get("TORCHINDUCTOR_CACHE_DIR", "")
-    own = not named or Path(named).name.startswith(_PREFIX)
+    own = not named or Path(named).name.startswith(private_folder.PREFIX)
     return Path(environ.setdefault(VARIABLE, str(otherwise) if own else named))
 
 
@@ -138,29 +157,27 @@ def _compiler_version(cuda: bool) -> str:
 
 def _private_folder(environ: MutableMapping[str, str]) -> Path:
     """This process's folder; torch, Triton and the helpers that they start find it in the environment."""
-    current = Path(environ.get("TORCHINDUCTOR_CACHE_DIR", ""))
-    if current.name.startswith(f"{_PREFIX}{os.getpid()}-") and current.is_dir():
-        return current
-    for old in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        _remove_if_stale(old)
-    private = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
-    environ["TORCHINDUCTOR_CACHE_DIR"], environ["TRITON_CACHE_DIR"] = str(private), str(private / "triton")
+    try:
+        private = private_folder.make_folder()
+    except OSError as error:
+        wanted = f"train.compile: true needs a folder for temporary files: {error.filename or 'TMPDIR'}: {error.strerror or error}"
+        raise ConfigError(f"{wanted}. Make room there, name another place in TMPDIR, or set train.compile: false.") from error
+    environ[private_folder.VARIABLE], environ["TRITON_CACHE_DIR"] = str(private), str(private / "triton")
     return private
 
 
-def _remove_if_stale(folder: Path) -> None:
-    try:
-        facts = folder.lstat()
-    except OSError:
-        return
-    if facts.st_uid == os.getuid() and time.time() - facts.st_mtime > STALE_AFTER_S:
-        shutil.rmtree(folder, ignore_errors=True)
+def _empty(private: Path) -> None:
+    for path in private.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name != private_folder.OWNER:
+            path.unlink()
 
 
 def _packed(folder: Path) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for path in sorted(folder.rglob("*")):
-            if path.is_file() and not path.is_symlink() and path.suffix not in (".lock", ".tmp"):
+            if path.is_file() and not path.is_symlink() and not path.name.endswith(_NOT_KEPT):
                 tar.add(path, arcname=str(path.relative_to(folder)), recursive=False)
     return buffer.getvalue()

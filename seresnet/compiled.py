@@ -10,6 +10,8 @@ import hashlib
 import importlib.util
 import os
 import shutil
+import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,8 +26,10 @@ import seresnet.models
 from seresnet.blocks import BasicBlock
 from seresnet.compile_cache import CompileCache, base_folder
 from seresnet.config import RunConfig, iter_keys, micro_batch_size
-from seresnet.errors import ConfigError
+from seresnet.errors import CompileError, ConfigError
+from seresnet.exits import is_out_of_memory
 from seresnet.prepare import data_dir
+from seresnet.world import World
 
 #: Graphs of one process: stem and five distinct blocks, each with and without a move of the running statistics, are twelve.
 MOST_GRAPHS = 64
@@ -37,20 +41,23 @@ _FAULTS = (
     torch._inductor.exc.InvalidCxxCompiler,
 )
 
+#: What a C++ compiler says of a machine without room, of disk or memory, or when somebody ends a part of it.
+_NO_ROOM = ("No space left on device", "Disk quota exceeded", "Cannot allocate memory", "out of memory", "signal terminated program")
 _INSTEAD = "Or set train.compile: false."
 
 
 class CompiledRegions:
     """The stem and the residual blocks of a network, compiled in place at their first use: blocks of one form share one graph."""
 
-    def __init__(self, model: nn.Module, config: RunConfig, device: torch.device) -> None:
+    def __init__(self, model: nn.Module, config: RunConfig, world: World) -> None:
         """Raises ConfigError where there is no compiler."""
-        check_compiler(device)
+        check_compiler(world.device)
         # Reached only by a fault of ours; that graphs must be whole (fullgraph) turns it into an error instead of an eager run.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_GRAPHS)
         self._samples = micro_batch_size(config)
-        self._keeps = False
-        self._cache = CompileCache(base_folder(os.environ, data_dir(config.data, os.environ)), device, _what_decides(config))
+        self._keeps = keeps_archive(world)
+        base = base_folder(os.environ, data_dir(config.data, os.environ))
+        self._cache = CompileCache(base, world.device, {**_what_decides(config), **_role(config, world)})
         self._cache.open()
         for region in regions(model):
             region.compile(fullgraph=True, dynamic=False, **_backend(config.train.deterministic))
@@ -59,12 +66,16 @@ class CompiledRegions:
         """Around a micro-batch of so many samples: compiled where it is a full one."""
         return explained() if samples == self._samples else torch.compiler.set_stance("force_eager")
 
-    def step_done(self, *, whole: bool, keep: bool) -> None:
-        """After a step. whole: of a full batch, after which all graphs are there: keep says whether to seal them for later processes."""
-        if whole and not self._keeps:
-            self._keeps = True
-            if keep:
-                self._cache.seal()
+    def step_done(self, *, whole: bool) -> None:
+        """After a step. whole: of a full batch, after which all graphs are there, to be sealed for later processes."""
+        if whole and self._keeps:
+            self._keeps = False
+            self._cache.seal()
+
+
+def keeps_archive(world: World) -> bool:
+    """One rank of each role on each node: the first, and beside rank 0, whose graphs are others, its neighbour."""
+    return world.local_rank == 0 or world.rank == 1
 
 
 def _what_decides(config: RunConfig) -> dict[str, Any]:
@@ -74,9 +85,15 @@ def _what_decides(config: RunConfig) -> dict[str, Any]:
     return {**decides, "samples": micro_batch_size(config), "source": _source_digest()}
 
 
+def _role(config: RunConfig, world: World) -> dict[str, Any]:
+    """Only micro-batch 0 moves the running statistics, with a graph of its own: rank 0 has it, beside the others' if it has more to do."""
+    others = not world.is_main or config.train.global_batch_size > micro_batch_size(config) * world.size
+    return {"moves_statistics": world.is_main, "keeps_statistics": others, "is_parallel": world.size > 1}
+
+
 def _source_digest() -> str:
-    """Of the modules that are compiled: other code makes other graphs, and would compile beside an archive that never fits."""
-    content = b"".join(Path(module.__file__ or "").read_bytes() for module in (seresnet.blocks, seresnet.models))
+    """Of the modules that are compiled, and how: other code makes other graphs, and would compile beside an archive that never fits."""
+    content = b"".join(Path(file or "").read_bytes() for file in (seresnet.blocks.__file__, seresnet.models.__file__, __file__))
     return hashlib.sha256(content).hexdigest()
 
 
@@ -116,11 +133,30 @@ def explained() -> Iterator[None]:
     try:
         yield
     except _FAULTS as error:
+        if words := _passing(error):
+            raise RuntimeError(f"train.compile: the compiler could not finish: {words}") from error
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ConfigError(f"train.compile: the network could not be compiled: {type(error).__name__}: {first[:300]}. {_INSTEAD}") from error
+        raise CompileError(
+            f"train.compile: the network could not be compiled: {type(error).__name__}: {first[:300]}. {_INSTEAD}"
+        ) from error
+
+
+def _passing(error: BaseException) -> str | None:
+    """What says that the machine, not the network, was in the way, so that trying again may do: a signal, or no room."""
+    told: BaseException | None = error
+    while told is not None:
+        if isinstance(told, subprocess.CalledProcessError) and told.returncode < 0:
+            return f"ended by {signal.Signals(-told.returncode).name}"
+        if isinstance(told, OSError) or is_out_of_memory(told):
+            return f"{type(told).__name__}: {told}"
+        told = told.__cause__ or getattr(told, "inner_exception", None)
+    return next((line.strip() for line in str(error).splitlines() if any(words in line for words in _NO_ROOM)), None)
 
 
 def _backend(deterministic: bool) -> dict[str, Any]:
     # Pinned, because Inductor else times some kernels and keeps the fastest: bits would depend on how busy the device was meanwhile.
+    # No precompiled headers: they lie outside our folder, 150 MB on each node, which a warm start makes first, too (10 s of CPU
+    # time; without them a small network compiles as fast), and one that is cut in two by a kill would be in the way of every later job.
+    plain = {"cpp_cache_precompile_headers": False}
     pinned = {"deterministic": True, "max_autotune": False, "coordinate_descent_tuning": False}
-    return {"backend": "inductor", "options": pinned if deterministic else {}}
+    return {"backend": "inductor", "options": {**plain, **pinned} if deterministic else plain}

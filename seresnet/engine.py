@@ -69,7 +69,7 @@ class Engine:
         self.accumulation = _accumulation(config, world.size)
         self._layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
         self.model = model.to(world.device, memory_format=self._layout)  # type: ignore[call-overload]
-        self._compiled = _compiled(self.model, config, world.device)
+        self._compiled = _compiled(self.model, config, world)
         self.optimizer = build_optimizer(self.model, config.optim, _is_fused(config, world.device))
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.train.amp == "fp16")
         self._batch_norms = [m for m in self.model.modules() if isinstance(m, nn.BatchNorm2d)]
@@ -117,7 +117,7 @@ class Engine:
             self._backward(epoch, batch, micro, is_last=micro == first + self.accumulation - 1)
         self._optimizer_step()
         if self._compiled is not None:
-            self._compiled.step_done(whole=self.batches.size(batch) == self.config.train.global_batch_size, keep=self.world.is_main)
+            self._compiled.step_done(whole=self.batches.size(batch) == self.config.train.global_batch_size)
         self.losses.push(self._finite)
         self.step += 1
 
@@ -263,12 +263,12 @@ class Engine:
         return tensors
 
 
-def _compiled(model: nn.Module, config: RunConfig, device: torch.device) -> "CompiledRegions | None":
+def _compiled(model: nn.Module, config: RunConfig, world: World) -> "CompiledRegions | None":
     if not config.train.compile:
         return None
     from seresnet.compiled import CompiledRegions  # torch's compiler takes seconds to import
 
-    return CompiledRegions(model, config, device)
+    return CompiledRegions(model, config, world)
 
 
 def _is_fused(config: RunConfig, device: torch.device) -> bool:

@@ -22,6 +22,10 @@ class ConfigError(ToolkitError):
     """A file, an override or a command line asks for something that cannot be."""
 
 
+class CompileError(ConfigError):
+    """The network could not be compiled. Of a process that was told to stop this says nothing: its compiler was told as well."""
+
+
 class DataError(ToolkitError):
     """The data set is missing, damaged or not what the run was started with."""
 

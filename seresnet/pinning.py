@@ -13,6 +13,13 @@ from seresnet.config_file import config_from_dict
 from seresnet.errors import ConfigError, DataError
 from seresnet.run_folder import RunFolder, RunRecord
 
+#: Raised when our own arithmetic changes the bits of a run: no package's version tells. 2: SE, sum and ReLU in one function, evaluation
+#: with batch norm folded in.
+NUMERICS_SCHEMA = 2
+
+#: What a pin without the key means. Of any other key nothing is known to differ: it came later and had its default before.
+_ABSENT = {"numerics": 1}
+
 
 def expected_id(record: RunRecord, config: RunConfig) -> str:
     """The id that a run with this config and this record's parent has."""
@@ -66,16 +73,16 @@ def with_config(record: RunRecord, config: RunConfig) -> RunRecord:
 def pin(folder: RunFolder, record: RunRecord, config: RunConfig, generation: int, facts: Mapping[str, Any], *, write: bool) -> RunRecord:
     """Write down what the run is started with, or mark as T2 what has changed since.
 
-    facts: data_digest, world_size, device, versions. Raises DataError for other data; the rest may change, with a mark; and
-    OwnedElsewhereError, with run.yaml as it was, where a newer attempt owns the run.
+    facts: data_digest, world_size, device, versions; our own arithmetic's is added. Raises DataError for other data; the rest may
+    change, with a mark; and OwnedElsewhereError, with run.yaml as it was, where a newer attempt owns the run.
     """
-    now = {**numeric_keys(config), **facts}
+    now = {**numeric_keys(config), **facts, "numerics": NUMERICS_SCHEMA}
     if record.pinned is None:
         pinned = replace(record, pinned=now)
     else:
         _refuse_other_data(folder, record.pinned.get("data_digest"), facts["data_digest"])
-        # A key that came with a later version of the code is not there: it had its default then, and nothing is known to differ.
-        changed = {key: (record.pinned[key], value) for key, value in now.items() if record.pinned.get(key, value) != value}
+        before = {key: record.pinned.get(key, _ABSENT.get(key, value)) for key, value in now.items()}
+        changed = {key: (before[key], value) for key, value in now.items() if before[key] != value}
         marks = [f"{key}: {old} -> {new} at attempt {generation}" for key, (old, new) in sorted(changed.items())]
         pinned = replace(record, pinned={**record.pinned, **now}, marks=(*record.marks, *marks))
     if write and pinned != record:

@@ -168,7 +168,9 @@ class Trainer:
 
     def _initial_state(self) -> TrainState:
         """The bits that a fresh start has: weights come from the law, everything else begins at nothing."""
-        config, alone = self.attempt.config, World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
+        alone = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
+        # Nothing runs on this engine: compiling for the CPU could ask for a compiler that a GPU's node need not have.
+        config = replace(self.attempt.config, train=replace(self.attempt.config.train, compile=False))
         model = build_model(config.model, len(self.arrays.classes), config.train.seed)
         return Engine(config, model, self.engine.batches, alone).state(EpochSums.nothing())
 

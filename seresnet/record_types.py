@@ -1,6 +1,7 @@
 """Whether a record that was read from JSON holds what its dataclass says: journals and results may be torn, or somebody else's.
 
-Checks only; what a misfit means is the reader's business. One invariant: a bool is no number, and no number is infinite or NaN.
+Checks only; what a misfit means is the reader's business. One invariant: a bool is no number, and no number is infinite, NaN or too
+long for 64 bits.
 """
 
 import functools
@@ -21,7 +22,12 @@ def misfits(record: Any) -> list[str]:
 
 def _is_plainly(value: Any, hint: Any) -> bool:
     # Most fields, without looking at what the annotation is made of.
-    return type(value) is hint and hint is not float
+    return type(value) is hint and hint is not float and hint is not int
+
+
+def is_short(value: int) -> bool:
+    """Whether an integer fits into 64 bits: JSON has any, and a longer one ends the arithmetic of readers with an OverflowError."""
+    return value.bit_length() < 64
 
 
 def conforms(value: Any, hint: Any) -> bool:
@@ -29,9 +35,9 @@ def conforms(value: Any, hint: Any) -> bool:
     if hint is Any:
         return True
     if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return conforms(value, int) or (isinstance(value, float) and math.isfinite(value))
     if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return isinstance(value, int) and not isinstance(value, bool) and is_short(value)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is types.UnionType:
         return any(conforms(value, arg) for arg in args)

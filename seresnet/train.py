@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from seresnet import attempts, claims, provenance, replay
+from seresnet import attempts, claims, private_folder, provenance, replay
 from seresnet.checkpoint_files import list_checkpoints
 from seresnet.config import RunConfig, run_id, slug, to_dict
 from seresnet.config_file import config_from_dict, explain, read_run_config
 from seresnet.durable import DISK, write_json_durably
-from seresnet.errors import ConfigError, OwnedElsewhereError, ToolkitError
+from seresnet.errors import CompileError, ConfigError, OwnedElsewhereError, ToolkitError
 from seresnet.exits import ENDING_OF_EXIT, Exit, is_out_of_memory
 from seresnet.fork import Fork, fork_record, import_parent, origin_of, plan_again, plan_fork, refuse_other_parent, refuse_other_tensors
 from seresnet.pinning import refuse_numeric_change, refuse_other_experiment, with_config
@@ -81,8 +81,10 @@ class _Process:
                 claims.refuse_if_fenced(self.folder, self.generation)  # what we finished or stopped is no longer ours to speak of
         except BaseException as error:
             code, reason = _classify(error)
-            if code == 1 and isinstance(error, RuntimeError) and (why := stop.signal_name or self._stopped_peer()):
-                # A peer that was told to stop before its first step is gone at once; what is durable is where the run goes on.
+            is_doubtful = isinstance(error, CompileError) or (code == 1 and isinstance(error, RuntimeError))
+            if is_doubtful and (why := stop.signal_name or self._stopped_peer()):
+                # A peer that was told to stop before its first step is gone at once, and a compiler that SLURM told as well has failed;
+                # what is durable is where the run goes on.
                 code, reason = Exit.STOPPED, f"{why}, and then: {reason}"
         self.leave(code, reason)
 
@@ -93,6 +95,8 @@ class _Process:
         self._record(code, reason)
         if part and self.world is not None and code in (Exit.FINISHED, Exit.STOPPED, Exit.DIVERGED):
             self.world.part()
+        if code != Exit.WATCHDOG:  # whose disk may be what hangs
+            private_folder.remove_own()
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()

@@ -41,7 +41,8 @@ def samples(run_dir: Path, rank: int) -> None:
     seen: dict[str, Any] = {}
     _note(data, "draw_mix", lambda mix: seen.update(mode=mix.mode, own_share=mix.own_share, box=mix.box))
     _note(data, "draw_partners", lambda partners: seen.update(partners=partners.tolist()))
-    _note(data, "augment", lambda images: seen.update(augmented=_digest(images)))
+    # Not augment(): it takes several micro-batches at once, and how many depends on the number of ranks.
+    _note(data, "normalise", lambda images: seen.update(augmented=_digest(images)))
     _note(data.TrainBatches, "micro_batch", lambda got: seen.update(indices=got.indices.tolist(), batch=[*map(_digest, _tensors(got))]))
 
     def backward(engine: Engine, *args: Any, **more: Any) -> None:

@@ -9,7 +9,7 @@ from torchvision.transforms import v2
 
 from seresnet import autoaugment
 from seresnet.augment import Draws, augment, crop_and_flip, draw, normalise
-from seresnet.autoaugment import apply_operations, draw_operations, operation_table
+from seresnet.autoaugment import apply_operations, draw_operations, magnitude, operation_table
 from seresnet.config import AugmentConfig
 from seresnet.mixing import Mix, dominant_labels, draw_mix, draw_partners, mix_images, soft_targets
 
@@ -72,6 +72,15 @@ def test_operations_equal_torchvision_on_images_that_are_not_square(name):
     value = 3.7 if name in ("rotate", "translate_y") else 0.27
     found = apply_operations(images, np.zeros(8, dtype=np.int64), operation_table([(name, value)], 23, 40))
     assert torch.equal(found, by_torchvision(images, name, value))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 2), (2, 5), (3, 3)])
+def test_operations_equal_torchvision_on_images_of_a_few_pixels(size):
+    images = torch.randint(0, 256, (5, 3, *size), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    for name in NAMES:
+        value = magnitude(name, 7, *size)
+        found = apply_operations(images, np.zeros(5, dtype=np.int64), operation_table([(name, value)], *size))
+        assert torch.equal(found, by_torchvision(images, name, value)), (name, size)
 
 
 def test_the_policy_is_torchvisions_cifar10_policy():

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -114,6 +115,24 @@ def test_batches_from_the_host_are_those_from_the_device_wherever_a_run_resumes(
     host, device = batches(config("host"), arrays), batches(config("device"), arrays)
     for place in places()[first:]:
         assert_same(host.micro_batch(*place), device.micro_batch(*place), place)
+
+
+@pytest.mark.parametrize("data_on", ["host", "device"])
+@pytest.mark.parametrize("chunk", [1, 24, 1000])
+def test_no_order_of_asks_and_no_consumer_that_writes_changes_a_batch(monkeypatch, arrays, data_on, chunk):
+    """50 images: the second batch has two samples in its first micro-batch, and five micro-batches without any."""
+    run = replace(config(data_on), data=DataConfig(val_images=10, train_images=50))
+    every = [(epoch, batch, micro) for epoch in range(3) for batch in range(2) for micro in range(6)]
+    chunks_of(monkeypatch, 1)
+    alone = {place: batches(run, arrays).micro_batch(*place) for place in every}
+    assert [len(alone[0, 1, micro]) for micro in range(6)] == [2, 0, 0, 0, 0, 0]
+    chunks_of(monkeypatch, chunk)
+    ours, draw = batches(run, arrays), np.random.default_rng(chunk)
+    for number in draw.integers(len(every), size=60):
+        found = ours.micro_batch(*every[number])
+        assert_same(found, alone[every[number]], every[number])
+        found.images.zero_()
+        found.targets.zero_()
 
 
 def test_the_host_fetches_the_next_chunk_before_it_is_asked_for_and_none_after_the_last_epoch(monkeypatch, arrays):

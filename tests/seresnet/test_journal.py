@@ -117,7 +117,17 @@ def test_lines_of_somebody_elses_making_are_passed_over(folder: RunFolder, junk:
 
 @pytest.mark.parametrize(
     "change",
-    [{"step": None}, {"step": [1]}, {"step": True}, {"epoch": 1.5}, {"test_top1_pct": "91"}, {"seconds": None}, {"lr": float("inf")}],
+    [
+        {"step": None},
+        {"step": [1]},
+        {"step": True},
+        {"epoch": 1.5},
+        {"test_top1_pct": "91"},
+        {"seconds": None},
+        {"lr": float("inf")},
+        {"seconds": 10**400},
+        {"step": 2**63},
+    ],
 )
 def test_a_value_of_another_type_costs_its_line(folder: RunFolder, change: dict[str, object]) -> None:
     folder.journal(1).write_text(json.dumps({**asdict(record(1)), **change}) + "\n")

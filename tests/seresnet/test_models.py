@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seresnet.blocks import SqueezeExcite
+from seresnet.blocks import BasicBlock, SqueezeExcite
 from seresnet.config import ModelConfig
 from seresnet.models import build_model, count_parameters, initialise
 
@@ -130,3 +130,15 @@ def test_attention_in_half_precision_stays_close_to_the_plain_form_in_float32(am
     own = torch.autograd.grad(found.float().sum(), (x, *attention.parameters()))
     for mine, plain in zip(own, torch.autograd.grad(expected.sum(), (x, *attention.parameters())), strict=True):
         torch.testing.assert_close(mine.float(), plain.float(), rtol=5e-2, atol=5e-2 * float(plain.abs().max()))
+
+
+class Doubled(SqueezeExcite):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+
+def test_attention_of_ones_own_is_what_a_block_computes_even_where_it_extends_squeeze_and_excitation() -> None:
+    torch.manual_seed(0)
+    block, x = BasicBlock(8, 8, 1, Doubled(8, 4)).eval(), torch.randn(2, 8, 4, 4)
+    residual = block.bn2(block.conv2(torch.relu(block.bn1(block.conv1(x)))))
+    torch.testing.assert_close(block(x), torch.relu(2 * residual + x))

@@ -7,7 +7,7 @@ import pytest
 
 from seresnet.config import RunConfig, TrainConfig, run_id, to_dict
 from seresnet.errors import ConfigError, DataError
-from seresnet.pinning import expected_id, pin, refuse_other_experiment, refuse_other_run
+from seresnet.pinning import NUMERICS_SCHEMA, expected_id, pin, refuse_other_experiment, refuse_other_run
 from seresnet.run_folder import Parent, RunFolder, RunHead, RunRecord
 
 FACTS = {"data_digest": "d" * 16, "world_size": 2, "ranks_per_node": 2, "device": "cuda: NVIDIA H100", "version of torch": "2.14.1"}
@@ -38,6 +38,19 @@ def test_another_machine_world_or_version_is_marked_for_every_reader(folder: Run
     assert RunHead.read(folder).tier == "T2" and RunRecord.read(folder) == again
     back = pin(folder, again, config, 3, FACTS, write=True)
     assert len(back.marks) == 2, "a run that went elsewhere and came back has no T1 behind it"
+
+
+@pytest.mark.parametrize("before", [1, None])
+def test_other_arithmetic_of_our_own_is_marked_and_runs_of_before_it_was_pinned_had_the_first(
+    folder: RunFolder, before: int | None
+) -> None:
+    record = started(folder, RunConfig())
+    assert record.pinned is not None and record.pinned["numerics"] == NUMERICS_SCHEMA > 1
+    others = {key: value for key, value in record.pinned.items() if key != "numerics"}
+    replace(record, pinned=others if before is None else {**others, "numerics": before}).write(folder)
+    again = pin(folder, RunRecord.read(folder), RunConfig(), 2, FACTS, write=True)
+    assert again.marks == (f"numerics: 1 -> {NUMERICS_SCHEMA} at attempt 2",) and RunHead.read(folder).tier == "T2"
+    assert pin(folder, again, RunConfig(), 3, FACTS, write=True) == again, "once is enough"
 
 
 def test_a_numeric_key_is_marked_and_other_data_refused(folder: RunFolder) -> None:

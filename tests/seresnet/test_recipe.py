@@ -5,13 +5,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from small_engine import config, engine
 from test_journal import record
 
 from seresnet import journal
+from seresnet.engine import EpochSums
 from seresnet.errors import CheckpointError
 from seresnet.recipe import Trainer, jitter
 from seresnet.run_folder import RunFolder
 from seresnet.signals import StopFlag
+from seresnet.state import state_digest
 from seresnet.watchdog import Watchdog
 
 
@@ -80,3 +83,10 @@ def test_an_epoch_that_cannot_be_written_is_written_with_the_next_one(tmp_path: 
 def test_runs_save_at_other_moments_but_near_their_interval() -> None:
     factors = [jitter(f"{number:04x}00000000") for number in range(0, 0x10000, 0x1111)]
     assert min(factors) == 0.9 and max(factors) == pytest.approx(1.1) and len(set(factors)) == 16
+
+
+def test_first_weights_for_a_replay_need_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, compiling = engine(config()), config(compile=True)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    loop = trainer(attempt=SimpleNamespace(config=compiling), arrays=SimpleNamespace(classes=range(5)), engine=plain)
+    assert state_digest(loop._initial_state()) == state_digest(plain.state(EpochSums.nothing()))

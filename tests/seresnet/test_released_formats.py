@@ -11,6 +11,7 @@ import pytest
 from seresnet import inspection, journal
 from seresnet.array_file import load_arrays
 from seresnet.claims import newest_claim, read_end
+from seresnet.pinning import NUMERICS_SCHEMA
 from seresnet.run_folder import RunFolder, RunRecord, TrainResult
 
 FORMATS = Path(__file__).resolve().parents[1] / "golden" / "formats"
@@ -44,6 +45,7 @@ def test_a_released_run_is_verified_and_read(fixture: Path) -> None:
 
 
 def test_a_released_run_is_trained_on(fixture: Path) -> None:
+    before_numerics = (RunRecord.read(RunFolder(path=fixture / "run")).pinned or {}).get("numerics", 1)
     before = {path.name: path.read_bytes() for path in (fixture / "run" / "ckpt").iterdir()}
     command = [sys.executable, "-m", "seresnet.train", "--config", "config.yaml", "--run-dir", "run"]
     command += ["data.path=images", "data.dir=data", "train.epochs=4"]
@@ -51,6 +53,8 @@ def test_a_released_run_is_trained_on(fixture: Path) -> None:
     done = subprocess.run(command, cwd=fixture, capture_output=True, text=True, timeout=120, env=env)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     folder = RunFolder(path=fixture / "run")
+    is_marked = any(mark.startswith("numerics: ") for mark in RunRecord.read(folder).marks)
+    assert is_marked == (before_numerics != NUMERICS_SCHEMA), RunRecord.read(folder).marks
     look, result = inspection.inspect(folder), TrainResult.read(folder)
     assert result is not None and (result.epochs, result.attempts) == (4, 2), result
     assert [record.epoch for record in journal.read(folder)] == [1, 2, 3, 4]

@@ -181,7 +181,16 @@ def test_a_bad_result_is_an_error_and_not_an_unfinished_run(folder: RunFolder, c
 
 @pytest.mark.parametrize(
     "change",
-    [{"epochs": "2"}, {"epochs": None}, {"last_test_top1_pct": float("nan")}, {"best_on_test_top1_pct": 101}, {"confusion": [[1]]}],
+    [
+        {"epochs": "2"},
+        {"epochs": None},
+        {"last_test_top1_pct": float("nan")},
+        {"best_on_test_top1_pct": 101},
+        {"confusion": [[1]]},
+        {"seconds": 10**400},
+        {"multiply_adds": True},
+        {"averaged": None},
+    ],
 )
 def test_a_result_with_values_that_nobody_writes_is_an_error(folder: RunFolder, change: dict[str, object]) -> None:
     folder.result.write_text(json.dumps(asdict(result()) | change))
