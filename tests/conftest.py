@@ -23,8 +23,11 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what cannot run, with the reason, and mark gpu tests in the record that run_rings reads."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave nightly tests to --nightly, skip what cannot run, with the reason, and mark gpu tests in the record that run_rings reads."""
+    if not config.getoption("--nightly"):
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("nightly")])
+        items[:] = [item for item in items if not item.get_closest_marker("nightly")]
     lacking = {"slow": None if os.environ.get("RING") else "slow: RING=full make test runs it"}
     lacking["gpu"] = why_no_gpu() if any(item.get_closest_marker("gpu") for item in items) else None
     for item in items:

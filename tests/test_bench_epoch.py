@@ -88,7 +88,7 @@ def test_whole_epochs_of_both_sides_take_turns(tmp_path: Path) -> None:
     assert "ours: after epoch 2" in out and "plain: after epoch 2" in out and "ours against plain" in out, out
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_cost_of_growing_is_printed_beside_what_was_predicted(tmp_path: Path) -> None:
     out = run("growth.py", "--quick", cwd=tmp_path)
     assert out.count("predicted") >= 5, out

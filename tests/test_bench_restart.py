@@ -10,7 +10,7 @@ import pytest
 BENCH = Path(__file__).parents[1] / "bench" / "restart.py"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_first_steps_and_helps_are_timed(tmp_path: Path) -> None:
     command = [sys.executable, str(BENCH), "--quick", "--check", "--json", str(tmp_path / "rows.json")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
