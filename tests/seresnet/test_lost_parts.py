@@ -44,7 +44,7 @@ def forked(run_dir: Path, tmp_path: Path) -> RunFolder:
     config = replace(config, optim=replace(config.optim, lr=0.01))
     planned = fork.plan_fork(checkpoints(run_dir)[0], config)
     folder.create()
-    fork._write(folder, planned)
+    fork._write(folder, planned, config)
     fork.fork_record(planned.origin, "fork", config).write(folder)
     write_config(tmp_path / "fork.yaml", fork.fork_record(planned.origin, "fork", config))
     return folder

@@ -92,7 +92,8 @@ def test_builder_killed_with_9_frees_its_lock_at_once(tmp_path, holder):
 
 def test_builder_that_stands_still_is_passed_by_one_of_those_who_wait(tmp_path, holder):
     holder.send_signal(signal.SIGSTOP)
-    assert build_in_threads(tmp_path / "x", 3, stale_s=0.6) == 1
+    # 3 s: on a machine that compiles beside the tests a live builder has stood still for 0.6 s.
+    assert build_in_threads(tmp_path / "x", 3, stale_s=3.0) == 1
     assert (tmp_path / "x").read_text() == "built"
 
 
