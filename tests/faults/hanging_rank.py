@@ -60,13 +60,13 @@ def in_reader(act: Any) -> None:
 
 def at_start(act: Any) -> None:
     """While the prepared array is opened; before the first step the limit is 15 times as long, here 3 times."""
-    from seresnet import recipe, watchdog
+    from seresnet import assembly, watchdog
 
     def load(*args: Any) -> None:
         watchdog.START_FACTOR = 3.0  # only now: on a busy machine importing torch takes longer than that
         act()
 
-    recipe.load_arrays = load  # type: ignore[assignment]
+    assembly.load_arrays = load  # type: ignore[assignment]
 
 
 def slow(limit_s: float) -> None:
