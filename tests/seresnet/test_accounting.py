@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_engine import config, engine
+from small_engine import config, engine
 from test_journal import record
 
 from seresnet import accounting

@@ -1,14 +1,13 @@
 """One step of the engine against a plain loop written here, and what its sums and statistics promise."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from same_bits import assert_same_bits_after_a_resume
+from small_engine import CPU, arrays, config, engine
 
-from seresnet.config import AugmentConfig, DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
+from seresnet.config import ModelConfig, RunConfig
 from seresnet.data import TrainBatches, load_splits
 from seresnet.engine import LOSS_UNIT, Engine, is_countable
 from seresnet.errors import CheckpointError, ConfigError
@@ -16,36 +15,6 @@ from seresnet.evaluate import evaluate
 from seresnet.loss_watch import LossWatch
 from seresnet.models import build_model
 from seresnet.world import World
-
-CPU = torch.device("cpu")
-
-
-def arrays(n: int = 70, classes: int = 5, size: int = 16) -> SimpleNamespace:
-    draw = np.random.default_rng(0)
-    images, labels = draw.integers(0, 256, (n, size, size, 3), dtype=np.uint8), np.arange(n) % classes
-    return SimpleNamespace(
-        train_images=images, train_labels=labels, test_images=images[:23], test_labels=labels[:23], mean=(0.5,) * 3, std=(0.25,) * 3
-    )
-
-
-def config(micro: int | None = None, **train: object) -> RunConfig:
-    return RunConfig(
-        model=ModelConfig(width=4, blocks=(1, 1), attention="se", reduction=2),
-        data=DataConfig(name="digits"),
-        augment=AugmentConfig(autoaugment="none", crop_padding=2),
-        optim=OptimConfig(lr=0.1, warmup_epochs=2),
-        train=TrainConfig(
-            **{"epochs": 5, "global_batch_size": 32, "micro_batch_size": micro, "device": "cpu", "amp": "off", "eval_batch_size": 10}
-            | train
-        ),
-    )
-
-
-def engine(run: RunConfig) -> Engine:
-    data = arrays()
-    splits = load_splits(run, data, CPU)
-    batches = TrainBatches(splits.train, run, 5, data.mean, data.std, CPU)
-    return Engine(run, build_model(run.model, 5, run.train.seed), batches, World(rank=0, local_rank=0, size=1, device=CPU))
 
 
 @pytest.mark.parametrize("micro", [None, 8])

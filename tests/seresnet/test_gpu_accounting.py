@@ -25,7 +25,8 @@ def test_the_clock_of_an_epoch_waits_for_the_device_in_no_step() -> None:
     clock = EpochClock(ours)
     for _ in range(LATE_STEPS + 2):
         ours.train_step()
-    torch.cuda.set_sync_debug_mode("error")
+    before = ours.step
+    torch.cuda.set_sync_debug_mode("error")  # a call that waits raises
     try:
         clock.begin()
         for _ in range(3):
@@ -34,6 +35,7 @@ def test_the_clock_of_an_epoch_waits_for_the_device_in_no_step() -> None:
             pass
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert ours.step == before + 3, ours.step
 
 
 def test_an_epoch_on_a_gpu_has_every_number_and_a_share_below_the_whole() -> None:

@@ -17,12 +17,14 @@ def test_the_host_waits_for_the_device_in_no_step(amp: str) -> None:
     ours = engine(config(amp))  # fp16 takes the fused optimiser: before any other GradScaler reads whether a step is skipped
     for _ in range(LATE_STEPS + 2):
         ours.train_step()
-    torch.cuda.set_sync_debug_mode("error")
+    before = ours.step
+    torch.cuda.set_sync_debug_mode("error")  # a call that waits raises
     try:
         for _ in range(3):
             ours.train_step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert ours.step == before + 3, ours.step
 
 
 def test_memory_for_states_is_pinned_and_serves_again() -> None:
