@@ -157,6 +157,7 @@ def _backend(deterministic: bool) -> dict[str, Any]:
     # Pinned, because Inductor else times some kernels and keeps the fastest: bits would depend on how busy the device was meanwhile.
     # No precompiled headers: they lie outside our folder, 150 MB on each node, which a warm start makes first, too (10 s of CPU
     # time; without them a small network compiles as fast), and one that is cut in two by a kill would be in the way of every later job.
-    plain = {"cpp_cache_precompile_headers": False}
+    headers = "cpp_cache_precompile_headers"  # not every torch since 2.10 need have it, and torch.compile refuses what it does not know
+    plain = {headers: False} if hasattr(torch._inductor.config, headers) else {}
     pinned = {"deterministic": True, "max_autotune": False, "coordinate_descent_tuning": False}
     return {"backend": "inductor", "options": {**plain, **pinned} if deterministic else plain}
