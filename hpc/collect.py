@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from hpc.arguments import folder
-from hpc.gather import Gathered, gather
 from seresnet.durable import write_durably
 from seresnet.errors import ConfigError, ToolkitError
 
 if TYPE_CHECKING:
+    from hpc.gather import Gathered
     from hpc.tables import Comparison
 
 _EXTRA = {"pandas", "matplotlib"}
@@ -46,6 +46,8 @@ def collect(
 
     Raises ConfigError for a folder that is no sweep, an unknown baseline, or where pandas or matplotlib is not installed.
     """
+    from hpc.gather import gather  # numpy: --help must not wait for it
+
     sweeps = list({path.resolve(): path for path in sweeps}.values())
     makes_output = output is not None  # the sweep's own folder is there, or was moved meanwhile and must not come back
     output = output or (sweeps[0] if len(sweeps) == 1 else None)
@@ -69,7 +71,7 @@ def collect(
         raise ConfigError(f"{error.name} is not installed here. {advice}") from error
 
 
-def _write(gathered: Gathered, baseline: str | None, output: Path, with_figures: bool) -> tuple["Comparison", list[Path]]:
+def _write(gathered: "Gathered", baseline: str | None, output: Path, with_figures: bool) -> tuple["Comparison", list[Path]]:
     # Imported here: --help and a missing extra must not wait for pandas.
     from hpc import stats, tables
 

@@ -20,7 +20,6 @@ from matplotlib.ticker import MaxNLocator
 
 from hpc.gather import Gathered, RunRow
 from seresnet.durable import write_durably
-from seresnet.journal import EpochRecord
 
 #: Okabe & Ito 2008, without yellow, which is too pale for lines on white. Black comes last.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -133,18 +132,13 @@ def curve(rows: Sequence[RunRow], arm: str, key: str) -> Curve | None:
     """
     finished = [row for row in rows if row.state == "finished" and row.history]
     used = finished or [row for row in rows if row.history]
-    series = [{record.epoch: value for record in row.history if (value := _value(record, key)) is not None} for row in used]
+    series = [dict(zip(*map(np.ndarray.tolist, row.history.series(key)), strict=True)) for row in used]
     common = sorted(set.intersection(*map(set, series))) if series else []
     if not common:
         return None
     values = np.array([[one[epoch] for epoch in common] for one in series])
     std = values.std(axis=0, ddof=1) if len(series) > 1 else np.zeros(len(common))
     return Curve(arm=arm, n=len(series), finished=bool(finished), epochs=np.array(common), mean=values.mean(axis=0), std=std)
-
-
-def _value(record: EpochRecord, key: str) -> float | None:
-    value: float | None = getattr(record, key)
-    return value
 
 
 def _curves_figure(gathered: Gathered, panels: dict[str, str], unit: str, corner: Corner) -> Figure | None:

@@ -6,22 +6,24 @@ them in (but for a run that is called running for as long as its beat is young).
 """
 
 import contextlib
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hpc.batch_word import known_end
+from hpc.history import History
 from hpc.hold import cancelled_runs
 from hpc.no_sweep import foreign_runs, forked_from
-from hpc.paths import Plan, SweepFolder
+from hpc.paths import Plan, Submission, Submissions, SweepFolder
+from hpc.spans import Span, read_spans
+from hpc.spent import by_job_id
 from hpc.states import MISSING, State, decide, is_beating
 from seresnet import attempts, journal
 from seresnet.claims import this_process
 from seresnet.errors import ConfigError, ToolkitError
-from seresnet.journal import EpochRecord
 from seresnet.record_types import conforms
-from seresnet.run_folder import RunFolder, RunRecord, TrainResult
+from seresnet.run_folder import RunFolder, RunHead, RunRecord, TrainResult
 
 #: The ending of a failed run whose result.json or run.yaml is damaged; hpc.states says the same.
 UNREADABLE = "unreadable"
@@ -40,7 +42,29 @@ class RunRow:
     reason: str = ""
     config: dict[str, dict[str, Any]] | None = None  # None where run.yaml cannot be read
     result: TrainResult | None = None
-    history: tuple[EpochRecord, ...] = ()
+    history: History = field(default_factory=History)
+    spans: tuple[Span, ...] = ()  # its attempts, oldest first
+    epochs_planned: int | None = None
+
+    @property
+    def restarts(self) -> int:
+        """Attempts after the first."""
+        return max(0, len(self.spans) - 1)
+
+    @property
+    def device_kind(self) -> Literal["gpu", "cpu"] | None:
+        """What device_hours count: GPUs, or CPU cores."""
+        device = self.setting("train", "device")
+        return {"cuda": "gpu", "cpu": "cpu"}.get(device) if isinstance(device, str) else None  # type: ignore[return-value]
+
+    @property
+    def device_hours(self) -> float:
+        """Held by all its attempts, whatever came of them."""
+        return sum(span.device_hours for span in self.spans)
+
+    @property
+    def epochs_done(self) -> int:
+        return self.history.last_epoch or (self.result.epochs if self.result else 0)
 
     @property
     def seed(self) -> int | None:
@@ -82,7 +106,8 @@ def gather(folders: Sequence[Path]) -> Gathered:
         notes = _Notes(prefix)
         arms += [prefix + arm for arm in plan.arms]
         cancelled = cancelled_runs(sweep, plan)
-        rows += [_read_run(sweep, plan, run_id, prefix, cancelled, notes) for run_id in plan.runs]
+        by_job = _jobs_of(sweep, notes)
+        rows += [_read_run(sweep, plan, run_id, prefix, cancelled, by_job, notes) for run_id in plan.runs]
         _note_foreign_folders(sweep, plan, notes)
         skipped += notes.lines
     return Gathered(arms=tuple(arms), rows=tuple(rows), skipped=tuple(skipped))
@@ -107,7 +132,17 @@ def _refuse_equal_names(sweeps: Sequence[SweepFolder], plans: Sequence[Plan]) ->
         seen[plan.sweep] = sweep.path
 
 
-def _read_run(sweep: SweepFolder, plan: Plan, run_id: str, prefix: str, cancelled: Collection[str], notes: _Notes) -> RunRow:
+def _jobs_of(sweep: SweepFolder, notes: _Notes) -> Mapping[str, Submission]:
+    try:
+        return by_job_id(Submissions.read(sweep).submissions)
+    except (ToolkitError, OSError) as error:
+        notes.skip(sweep.submission.name, " ".join(str(error).replace(f"{sweep.submission}: ", "").split()))
+        return {}
+
+
+def _read_run(
+    sweep: SweepFolder, plan: Plan, run_id: str, prefix: str, cancelled: Collection[str], by_job: Mapping[str, Submission], notes: _Notes
+) -> RunRow:
     entry = plan.runs[run_id]
     folder = RunFolder(path=sweep.path / entry.folder)
     record = _read_record(folder, run_id, notes)
@@ -124,7 +159,16 @@ def _read_run(sweep: SweepFolder, plan: Plan, run_id: str, prefix: str, cancelle
         config=record.config if record else None,
         result=result if state == "finished" else None,
         history=_read_history(folder, notes),
+        spans=_read_spans(folder, by_job),
+        epochs_planned=record.epochs if record else None,
     )
+
+
+def _read_spans(folder: RunFolder, by_job: Mapping[str, Submission]) -> tuple[Span, ...]:
+    try:
+        return read_spans(folder, RunHead.read(folder), by_job)
+    except (ToolkitError, OSError):
+        return ()  # named already, as its run.yaml or its attempts
 
 
 def _state(
@@ -244,15 +288,15 @@ def _read_result(folder: RunFolder, run_id: str, notes: _Notes) -> TrainResult |
         return None
 
 
-def _read_history(folder: RunFolder, notes: _Notes) -> tuple[EpochRecord, ...]:
+def _read_history(folder: RunFolder, notes: _Notes) -> History:
     try:
         records, bad = journal.read_noting(folder)
     except (OSError, ValueError) as error:
         notes.skip(_name(folder, folder.metrics), f"not a journal: {_short(error, folder)}")
-        return ()
+        return History()
     for name, lines in sorted(bad.items()):
         notes.skip(_name(folder, folder.metrics / name), f"{lines} torn or foreign line{'s' if lines > 1 else ''}")
-    return tuple(records)
+    return History.of(records)
 
 
 def _note_foreign_folders(sweep: SweepFolder, plan: Plan, notes: _Notes) -> None:

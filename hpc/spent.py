@@ -30,7 +30,7 @@ def spent(run: RunState, head: RunHead | None, by_job: Mapping[str, Submission],
     """None before the first attempt, and where run.yaml does not say what the run occupies. by_job: Slurm's job id -> submission."""
     if head is None or head.device is None or run.claim is None:
         return None
-    until = (time.time() if now is None else now) if run.state == "running" else _last_sign(run.folder, run.claim, run.end)
+    until = (time.time() if now is None else now) if run.state == "running" else last_sign(run.folder, run.claim, run.end)
     seconds = _device_seconds(run.claim, until, head, by_job)
     for generation in range(1, run.claim.generation):
         seconds += _seconds_of(run.folder, generation, head, by_job)
@@ -55,22 +55,22 @@ def _seconds_of(folder: RunFolder, generation: int, head: RunHead, by_job: Mappi
     """Of an earlier attempt; a number that was skipped, or whose records cannot be read, counts nothing."""
     try:
         claim = attempts.read_claim(folder, generation)
-        return _device_seconds(claim, _last_sign(folder, claim, attempts.read_end(folder, generation)), head, by_job)
+        return _device_seconds(claim, last_sign(folder, claim, attempts.read_end(folder, generation)), head, by_job)
     except OSError:
         return 0.0
 
 
 def _device_seconds(claim: Claim, until: float | None, head: RunHead, by_job: Mapping[str, Submission]) -> float:
     owner = claim.owner
-    if owner is None or until is None or not _is_time(owner.started):
+    if owner is None or until is None or not is_time(owner.started):
         return 0.0
-    return max(0.0, until - owner.started) * _width(head, owner, by_job)
+    return max(0.0, until - owner.started) * width(head, owner, by_job)
 
 
-def _last_sign(folder: RunFolder, claim: Claim, end: End | None) -> float | None:
+def last_sign(folder: RunFolder, claim: Claim, end: End | None) -> float | None:
     """When the attempt ended by its own word; else its last beat: an end that a later owner inferred may be days late."""
     said = end.facts.get("time") if end is not None and not end.inferred else None
-    if isinstance(said, int | float) and _is_time(said):
+    if isinstance(said, int | float) and is_time(said):
         return float(said)
     try:
         return folder.beat(claim.generation).stat().st_mtime
@@ -78,7 +78,7 @@ def _last_sign(folder: RunFolder, claim: Claim, end: End | None) -> float | None
         return None
 
 
-def _width(head: RunHead, owner: Owner, by_job: Mapping[str, Submission]) -> float:
+def width(head: RunHead, owner: Owner, by_job: Mapping[str, Submission]) -> float:
     """Devices held: of a cuda run its ranks' GPUs, or its share of them where several runs of a pack train side by side."""
     if head.device == "cpu":
         return head.ranks * head.threads
@@ -88,5 +88,6 @@ def _width(head: RunHead, owner: Owner, by_job: Mapping[str, Submission]) -> flo
     return head.ranks
 
 
-def _is_time(value: object) -> bool:
+def is_time(value: object) -> bool:
+    """Whether this can be a unix time: records of somebody else's making hold anything."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e11

@@ -198,7 +198,7 @@ def _flat(row: RunRow) -> dict[str, object]:
         row.state,
         row.ending,
         row.reason,
-        row.history[-1].epoch if row.history else row.result.epochs if row.result else 0,
+        row.epochs_done,
         row.setting("train", "epochs"),
     )
     flat = dict(zip(_flat_columns(), values, strict=True))
