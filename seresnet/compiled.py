@@ -21,9 +21,10 @@ import torch._dynamo
 import torch._inductor.exc
 from torch import nn
 
+import seresnet.attention
 import seresnet.blocks
 import seresnet.models
-from seresnet.blocks import BasicBlock
+from seresnet.blocks import BasicBlock, Bottleneck
 from seresnet.compile_cache import CompileCache, base_folder
 from seresnet.config import RunConfig, iter_keys, micro_batch_size
 from seresnet.errors import CompileError, ConfigError
@@ -93,14 +94,17 @@ def _role(config: RunConfig, world: World) -> dict[str, Any]:
 
 def _source_digest() -> str:
     """Of the modules that are compiled, and how: other code makes other graphs, and would compile beside an archive that never fits."""
-    content = b"".join(Path(file or "").read_bytes() for file in (seresnet.blocks.__file__, seresnet.models.__file__, __file__))
+    content = b"".join(
+        Path(file or "").read_bytes()
+        for file in (seresnet.attention.__file__, seresnet.blocks.__file__, seresnet.models.__file__, __file__)
+    )
     return hashlib.sha256(content).hexdigest()
 
 
 def regions(model: nn.Module) -> list[nn.Module]:
     """What is compiled each on its own."""
     stem = [module for name, module in model.named_children() if name == "stem"]
-    return stem + [module for module in model.modules() if isinstance(module, BasicBlock)]
+    return stem + [module for module in model.modules() if isinstance(module, BasicBlock | Bottleneck)]
 
 
 def graphs_made() -> int:

@@ -61,11 +61,13 @@ class ModelConfig:
 
     width: int = _identity(64, "channels of the first stage; every later stage doubles them", at_least=1)
     blocks: tuple[int, ...] = _identity((4, 4, 3), "residual blocks in each stage", at_least=1)
-    attention: Literal["none", "se"] = _identity("none", "channel attention inside the residual branch")
+    block: Literal["basic", "bottleneck"] = _identity("basic", "residual block; a bottleneck's stage is 4 x as wide outside as its width")
+    attention: Literal["none", "se", "eca", "cbam", "scse", "simam"] = _identity("none", "attention inside the residual branch")
     attention_at: Literal["every", "every_other"] | tuple[int, ...] = _identity(
         "every", "which blocks get it: every, every_other, or a list of stages counted from 1", at_least=1
     )
-    reduction: int = _identity(16, "SE bottleneck: channels are divided by it (Hu et al. 2018)", at_least=1)
+    reduction: int = _identity(16, "bottleneck of se, cbam and scse: channels are divided by it (Hu et al. 2018)", at_least=1)
+    drop_path: float = _identity(0.0, "stochastic depth: rate of the last block, linear in depth (Huang et al. 2016)", at_least=0, below=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +103,9 @@ class OptimConfig:
     lr: float = _identity(0.1, "learning rate after warm-up", above=0)
     momentum: float = _identity(0.9, "SGD momentum", at_least=0, below=1)
     nesterov: bool = _identity(False, "Nesterov momentum")
-    weight_decay: float = _identity(5e-4, "L2 penalty on all parameters", at_least=0)
+    weight_decay: float = _identity(5e-4, "L2 penalty", at_least=0)
+    decay_on: Literal["all", "weights"] = _identity("all", "what it is on: all parameters, or not on biases and batch norm")
+    clip_norm: float | None = _identity(None, "gradients are scaled to this L2 norm over all parameters if above; unset = never", above=0)
     ema_decay: float = _identity(
         0.0,
         "decay of averaged weights, which are then what is evaluated; 0 = none. After t steps at most (1 + t) / (10 + t)",
@@ -109,7 +113,11 @@ class OptimConfig:
         below=1,
     )
     label_smoothing: float = _identity(0.0, "label smoothing of the cross-entropy (Szegedy et al. 2016)", at_least=0, below=1)
-    schedule: Literal["cosine", "constant"] = _identity("cosine", "learning rate after warm-up")
+    schedule: Literal["cosine", "constant", "restarts", "steps"] = _identity("cosine", "learning rate after warm-up")
+    restart_epochs: int = _identity(10, "restarts: epochs of the first cosine (SGDR, Loshchilov & Hutter 2017)", at_least=1)
+    restart_factor: int = _identity(2, "restarts: every cosine is so many times as long as the one before", at_least=1)
+    step_epochs: tuple[int, ...] | None = _identity(None, "steps: epochs, counted from 0, from which on the rate is multiplied", at_least=1)
+    step_factor: float = _identity(0.1, "steps: what it is multiplied by at each of them", above=0, below=1)
     warmup_epochs: int = _identity(10, "linear warm-up, lr x (e + 1) / warmup_epochs", at_least=0)
     schedule_epochs: int | None = _identity(None, "horizon of the schedule; unset = train.epochs", at_least=1)
 

@@ -11,7 +11,18 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from seresnet.config import KeyClass, KeyRule, RunConfig, Value, divisors, fitting_world_sizes, iter_keys, micro_batch_size, schedule_epochs
+from seresnet.config import (
+    KeyClass,
+    KeyRule,
+    OptimConfig,
+    RunConfig,
+    Value,
+    divisors,
+    fitting_world_sizes,
+    iter_keys,
+    micro_batch_size,
+    schedule_epochs,
+)
 from seresnet.errors import ConfigError
 from seresnet.strict_yaml import SECRET_PROBLEM, Bad, Faults, Located, Place, hide_secrets, located, nearest, parse_yaml, read_yaml
 from seresnet.typed_values import MistypedError, convert
@@ -227,6 +238,18 @@ def _joint_problems(config: RunConfig) -> Iterator[tuple[tuple[str, ...], str]]:
         # One spelling only: another order would be the same network under another run id.
         problem = f"{show_value(wanted)} is not in ascending order, each stage once. Write {show_value(tuple(sorted(set(wanted))))}."
         yield ("model.attention_at",), problem
+
+    yield from _schedule_problems(config.optim, horizon)
+
+
+def _schedule_problems(optim: OptimConfig, horizon: int) -> Iterator[tuple[tuple[str, ...], str]]:
+    steps, keys = optim.step_epochs or (), ("optim.step_epochs", "optim.schedule")
+    if (optim.schedule == "steps") != bool(steps):
+        problem = f"optim.step_epochs is {show_value(optim.step_epochs)}, and optim.schedule is {optim.schedule}."
+        yield keys, f"{problem} Set both, such as optim.schedule: steps with optim.step_epochs: [{horizon // 2}], or neither."
+    elif list(steps) != sorted(set(steps)) or (steps and steps[-1] >= horizon):
+        problem = f"optim.step_epochs {show_value(steps)} are not ascending epochs, each once, below the horizon of {horizon}."
+        yield ("optim.step_epochs",), f"{problem} Correct them."
 
 
 def _ranks_problem(config: RunConfig) -> str:

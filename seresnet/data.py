@@ -18,8 +18,10 @@ from seresnet.autoaugment import to_device
 from seresnet.config import DataConfig, RunConfig, micro_batch_size
 from seresnet.errors import ConfigError
 from seresnet.mixing import dominant_labels, draw_mix, draw_partners, mix_images, soft_targets
+from seresnet.models import survival
 from seresnet.prefetch import Key, Prefetch, Value
 from seresnet.randomness import Integers, permutation, words
+from seresnet.stochastic_depth import draw_keep
 
 #: Bytes of images that are augmented at once; at 32 x 32 pixels 1,024 images on a CPU, 8,192 on a GPU. One micro-batch at least.
 #: CPU: batches of 64 cost 26 us an image instead of 60, of 32 32 instead of 80, of 256 and more the same (best of 7, 1 thread); larger
@@ -188,6 +190,8 @@ class MicroBatch:
     """(n,) int64, the class with the largest share of the target."""
     indices: Integers
     """(n,) on the host: which image of the full train array each sample is."""
+    keep: Tensor | None = None
+    """(blocks, n) float32, stochastic depth's factors; None without it."""
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -243,6 +247,7 @@ class TrainBatches:
         self._device = device
         self._drawn: tuple[int, Integers, Draws] | None = None
         self._ready: dict[Place, _Part] = {}
+        self._kept: tuple[int, npt.NDArray[np.float32]] | None = None
         on_host = config.train.data_on == "host" or split.images.device.type != device.type
         # One thread at most. Where images are on a GPU it only draws for the next epoch, 9 ms for 50,000 rows; a CPU has no time to hide.
         self._gathers = Prefetch(self._gather, "gather") if on_host else None
@@ -275,8 +280,21 @@ class TrainBatches:
         if place not in self._ready:
             self._ready = self._augment(self._coming(place))
         images, labels, indices = self._ready[place]
-        unmixed = MicroBatch(images=normalise(images, self.mean, self.std), targets=torch.empty(0), labels=labels, indices=indices)
+        unmixed = MicroBatch(
+            images=normalise(images, self.mean, self.std),
+            targets=torch.empty(0),
+            labels=labels,
+            indices=indices,
+            keep=self._keep(epoch, indices),
+        )
         return self._mixed(unmixed, epoch * self.steps_per_epoch + batch, micro)
+
+    def _keep(self, epoch: int, indices: Integers) -> Tensor | None:
+        if not self.config.model.drop_path:
+            return None
+        if self._kept is None or self._kept[0] != epoch:
+            self._kept = epoch, draw_keep(self.config.train.seed, epoch, self.split.rows, survival(self.config.model))
+        return to_device(np.ascontiguousarray(self._kept[1][indices].T), self._device)
 
     def _coming(self, place: Place) -> tuple[Place, ...]:
         """The micro-batches that this rank needs from this one on, as many as are augmented at once, to the end of the epoch."""

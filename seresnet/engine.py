@@ -21,7 +21,7 @@ from seresnet.errors import CheckpointError, ConfigError
 from seresnet.folding import FoldedNetwork
 from seresnet.host_copies import HostCopies
 from seresnet.loss_watch import LossWatch
-from seresnet.optim import build_optimizer, learning_rate, set_learning_rate
+from seresnet.optim import build_optimizer, clip_gradients, learning_rate, set_learning_rate
 from seresnet.parallel import share_gradients
 from seresnet.state import TrainState
 from seresnet.world import World
@@ -179,7 +179,7 @@ class Engine:
                 # A rank without samples (an epoch's short last batch) must still meet the others in the all-reduce.
                 return self._backward_of_nothing()
             with self.autocast():
-                logits = (self._parallel or self.model)(self.laid_out(data.images))
+                logits = (self._parallel or self.model)(self.laid_out(data.images), *(() if data.keep is None else (data.keep,)))
             loss = cross_entropy_sum(logits.float(), data.targets)
             self.scaler.scale(loss / self.batches.size(batch)).backward()
         self._count(loss.detach(), logits.detach(), data)
@@ -198,6 +198,9 @@ class Engine:
         # The scale falls exactly when a step is skipped. get_scale() would wait for the device, its async form does not.
         scale = self.scaler._get_scale_async() if self.scaler.is_enabled() else None
         before = None if scale is None else scale.clone()
+        if (limit := self.config.optim.clip_norm) is not None:
+            self.scaler.unscale_(self.optimizer)  # type: ignore[arg-type]  # does nothing but with fp16
+            clip_gradients(self.model, limit)
         self.scaler.step(self.optimizer)  # type: ignore[arg-type]  # Sgd has what GradScaler asks an optimiser for
         self.scaler.update()
         if scale is not None and before is not None and self.world.is_main:

@@ -14,13 +14,16 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from seresnet.blocks import BasicBlock
+from seresnet.attention import ChannelSpatialAttention
+from seresnet.blocks import BasicBlock, Bottleneck
 from seresnet.models import ResNet
 
 #: Which children of these very classes feed which. A subclass may compute something else, so it is not folded.
 _KNOWN: dict[type[nn.Module], tuple[tuple[str, str], ...]] = {
     ResNet: (("stem.0", "stem.1"),),
     BasicBlock: (("conv1", "bn1"), ("conv2", "bn2"), ("shortcut.0", "shortcut.1")),
+    Bottleneck: (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"), ("shortcut.0", "shortcut.1")),
+    ChannelSpatialAttention: (("places", "norm"),),
 }
 
 

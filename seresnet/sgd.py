@@ -15,7 +15,7 @@ from seresnet.config import OptimConfig
 
 
 class Sgd:
-    """SGD with weight decay on every parameter, and momentum buffers that exist from step 0.
+    """SGD with weight decay where config.decay_on says, and momentum buffers that exist from step 0.
 
     A buffer of zeros and torch's absent buffer give the same first update, but only the former can be saved before it.
     torch.amp.GradScaler takes it for an optimiser: it reads param_groups, and hands a fused step its scale instead of waiting for it.
@@ -24,7 +24,9 @@ class Sgd:
     def __init__(self, parameters: Iterable[nn.Parameter], config: OptimConfig, *, fused: bool) -> None:
         own = list(parameters)
         self._config, self._fused = config, fused
-        self.param_groups: list[dict[str, Any]] = [{"params": own, "lr": config.lr}]
+        self.param_groups: list[dict[str, Any]] = [
+            {"params": group, "lr": config.lr, "weight_decay": decay} for group, decay in _decayed(own, config) if group
+        ]
         self.state: dict[Tensor, dict[str, Tensor]] = {p: {"momentum_buffer": torch.zeros_like(p)} if config.momentum else {} for p in own}
         self._step_supports_amp_scaling = fused  # GradScaler's question; it then sets the two below, and deletes them after the step
         self.grad_scale: Tensor | None
@@ -33,7 +35,10 @@ class Sgd:
     @torch.no_grad()
     def step(self) -> None:
         """Update every parameter that has a gradient."""
-        (group,) = self.param_groups
+        for group in self.param_groups:
+            self._step_group(group)
+
+    def _step_group(self, group: dict[str, Any]) -> None:
         moving = [p for p in group["params"] if p.grad is not None]
         sgd(
             moving,
@@ -42,7 +47,7 @@ class Sgd:
             fused=self._fused or None,  # None: for each on CUDA, one by one on the CPU, as torch.optim.SGD chooses
             grad_scale=getattr(self, "grad_scale", None),
             found_inf=getattr(self, "found_inf", None),
-            weight_decay=self._config.weight_decay,
+            weight_decay=group["weight_decay"],
             momentum=self._config.momentum,
             lr=group["lr"],
             dampening=0.0,
@@ -52,8 +57,16 @@ class Sgd:
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients, or fill them with zeros where they are views that must stay."""
-        for parameter in self.param_groups[0]["params"]:
+        for parameter in (parameter for group in self.param_groups for parameter in group["params"]):
             if set_to_none:
                 parameter.grad = None
             elif parameter.grad is not None:
                 parameter.grad.zero_()
+
+
+def _decayed(parameters: list[nn.Parameter], config: OptimConfig) -> list[tuple[list[nn.Parameter], float]]:
+    """(parameters, their weight decay). Biases and batch norm's scales are what has one dimension."""
+    if config.decay_on == "all":
+        return [(parameters, config.weight_decay)]
+    weights, others = [p for p in parameters if p.dim() > 1], [p for p in parameters if p.dim() <= 1]
+    return [(weights, config.weight_decay), (others, 0.0)]
