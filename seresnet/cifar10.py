@@ -37,13 +37,11 @@ def official_files(path: Path, names: Sequence[str]) -> dict[str, str] | None:
 
 def read_official(tree: FileTree, files: Mapping[str, str], report: Report) -> LabelledImages:
     """All batches in their published order. Raises DataError for a batch that is not what the format says."""
-    roles = {name: role for role, name in files.items()}
-    batches: dict[str, dict[Any, Any]] = {}
-    for name, load in tree.read(roles):
-        batches[roles[name]] = load_plain(_load(tree.path / name, load), f"{tree.path}: {name}")
-        report("read batches", len(batches), len(files))
-    classes = _classes(f"{tree.path}: {files['batches.meta']}", batches["batches.meta"])
-    parts = {role: _batch(f"{tree.path}: {files[role]}", batches[role], len(classes)) for role in (*TRAIN_BATCHES, "test_batch")}
+    batches = load_batches(tree, files, report)
+    classes = read_names(f"{tree.path}: {files['batches.meta']}", batches["batches.meta"], "label_names")
+    parts = {
+        role: read_batch(f"{tree.path}: {files[role]}", batches[role], len(classes), "labels") for role in (*TRAIN_BATCHES, "test_batch")
+    }
     return LabelledImages(
         title="CIFAR-10",
         classes=classes,
@@ -54,6 +52,16 @@ def read_official(tree: FileTree, files: Mapping[str, str], report: Report) -> L
     )
 
 
+def load_batches(tree: FileTree, files: Mapping[str, str], report: Report) -> dict[str, dict[Any, Any]]:
+    """Role -> content of every file. files: role -> name. Raises DataError."""
+    roles = {name: role for role, name in files.items()}
+    batches: dict[str, dict[Any, Any]] = {}
+    for name, load in tree.read(roles):
+        batches[roles[name]] = load_plain(_load(tree.path / name, load), f"{tree.path}: {name}")
+        report("read batches", len(batches), len(files))
+    return batches
+
+
 def _load(path: Path, load: Any) -> bytes:
     try:
         return bytes(load())
@@ -61,23 +69,27 @@ def _load(path: Path, load: Any) -> bytes:
         raise DataError(f"{path}: cannot be read: {error.strerror}. Correct its permissions.") from error
 
 
-def _classes(place: str, meta: Mapping[Any, Any]) -> tuple[str, ...]:
-    names = _value(place, meta, "label_names")
+def read_names(place: str, meta: Mapping[Any, Any], key: str) -> tuple[str, ...]:
+    """The classes' names in the meta file. Raises DataError."""
+    names = _value(place, meta, key)
     if not isinstance(names, list) or not names or not all(isinstance(name, bytes | str) for name in names):
-        raise DataError(f"{place}: label_names is {names!r:.60}, not a list of names. Get the file again.")
+        raise DataError(f"{place}: {key} is {names!r:.60}, not a list of names. Get the file again.")
     return tuple(name.decode() if isinstance(name, bytes) else name for name in names)
 
 
-def _batch(place: str, batch: Mapping[Any, Any], classes: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Images (N, 32, 32, 3) and labels (N,) of one batch: rows are 1,024 red, then green, then blue values, each row by row."""
-    rows, labels = _value(place, batch, "data"), _value(place, batch, "labels")
+def read_batch(place: str, batch: Mapping[Any, Any], classes: int, key: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Images (N, 32, 32, 3) and labels (N,) of one batch: rows are 1,024 red, then green, then blue values, each row by row.
+
+    key: under which the labels are. Raises DataError.
+    """
+    rows, labels = _value(place, batch, "data"), _value(place, batch, key)
     if not isinstance(rows, np.ndarray) or rows.dtype != np.uint8 or rows.ndim != 2 or rows.shape[1] != 3 * _SIDE * _SIDE:
         found = f"{rows.dtype} {rows.shape}" if isinstance(rows, np.ndarray) else type(rows).__name__
         raise DataError(f"{place}: data is {found}, not uint8 (N, 3072). Get the file again.")
     # Checked one by one before numpy sees them: nested lists that share their parts unfold without end.
     is_list = isinstance(labels, list) and len(labels) == len(rows) > 0
     if not is_list or not all(type(label) is int and 0 <= label < classes for label in labels):
-        raise DataError(f"{place}: labels are not {len(rows)} numbers from 0 to {classes - 1}. Get the file again.")
+        raise DataError(f"{place}: {key} are not {len(rows)} numbers from 0 to {classes - 1}. Get the file again.")
     return np.ascontiguousarray(rows.reshape(-1, 3, _SIDE, _SIDE).transpose(0, 2, 3, 1)), np.array(labels, dtype=np.int64)
 
 

@@ -18,6 +18,9 @@ from seresnet.durable import canonical_json
 IDENTITY_SCHEMA = 1
 
 
+DataName = Literal["digits", "cifar10", "cifar100", "svhn", "tiny_imagenet", "images"]
+
+
 class KeyClass(Enum):
     """What changing a key does to a run that has started."""
 
@@ -74,7 +77,7 @@ class ModelConfig:
 class DataConfig:
     """Which images, and which of them are for what. Subsets and the validation split are stratified by class."""
 
-    name: Literal["digits", "cifar10", "images"] = _identity("cifar10", "the data set")
+    name: DataName = _identity("cifar10", "the data set")  # noqa: RUF009 - a field, as the others are
     path: str | None = _operational(None, "source: official files, an archive or a folder split/class/image")
     dir: str | None = _operational(None, "where prepared arrays are kept; unset = the site's data_dir, else ./data")
     split_seed: int = _identity(0, "draws the validation split and the subsets", at_least=0)

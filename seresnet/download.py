@@ -23,14 +23,15 @@ MAX_BYTES = 1 << 32
 _PIECE = 1 << 18
 
 
-def fetch(url: str, target: Path, md5: str, report: Report, *, pause_s: float = 1.0) -> None:
+def fetch(url: str, target: Path, md5: str, report: Report, *, mirror: str = "HPC_CIFAR10_URL", pause_s: float = 1.0) -> None:
     """Download url to target through target + ".part", which a later call continues.
 
+    mirror: the variable that the address may come from.
     Raises DataError with the command to run elsewhere when the network does not answer, and when the checksum is another; then the
     file is kept as target + ".bad".
     """
     if not url.startswith(("http://", "https://")):
-        raise DataError(f"{url}: not an http or https address. Correct HPC_CIFAR10_URL.")
+        raise DataError(f"{url}: not an http or https address. Correct {mirror}.")
     part = target.with_name(target.name + ".part")
     for attempt in range(TRIES):
         try:

@@ -150,9 +150,14 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument(
         "source",
-        help="digits | cifar10 (downloaded) | a file or folder: cifar-10-python.tar.gz, or images as train/CLASS/FILE and test/CLASS/FILE",
+        help="digits | cifar10, cifar100, svhn, tiny_imagenet (downloaded) | a file or folder: the published files, or images as "
+        "train/CLASS/FILE and test/CLASS/FILE",
     )
-    result.add_argument("--name", choices=("cifar10", "images"), help="data.name of the runs that will use it (default: by the classes)")
+    result.add_argument(
+        "--name",
+        choices=("cifar10", "cifar100", "svhn", "tiny_imagenet", "images"),
+        help="data.name of the runs that will use it (default: by the classes)",
+    )
     result.add_argument("--data-dir", type=Path, help="where the array file goes (default: $HPC_DATA_DIR, else ./data)")
     result.add_argument("--workers", type=int, help="threads that decode (default: one for each CPU)")
     return result

@@ -1,4 +1,4 @@
-"""What a data config points at: digits, the published CIFAR-10, or a path; and the name of the array file that is made of it.
+"""What a data config points at: digits, a published data set, or a path; and the name of the array file that is made of it.
 
 Building is prepare's job, and what only building needs (pillow, http) is imported by it alone. One invariant: the file's name follows from
 what the source is, not from where it is mounted.
@@ -9,14 +9,15 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from seresnet import cifar10, digits
 from seresnet.archives import FileTree, Report, open_tree
 from seresnet.array_file import LabelledImages, read_header
-from seresnet.config import DataConfig
+from seresnet.config import DataConfig, DataName
 from seresnet.durable import canonical_json
 from seresnet.errors import DataError
+from seresnet.published import PUBLISHED, Published, PublishedFile, find_official, mirror_variable
 
 #: Part of every fingerprint; raised when the same source gives other arrays than before.
 RULE = 1
@@ -52,13 +53,14 @@ def find_source(config: DataConfig, data_dir: Path) -> Source | None:
             raise DataError(f"data.path: {config.path}, but data.name digits comes with scikit-learn. Unset one of them.")
         return Source(name="digits", place="scikit-learn", fingerprint=_hash("digits"), reader=lambda *_: digits.read_digits())
     if config.path is None:
-        if config.name != "cifar10":
+        if config.name not in PUBLISHED:
             raise DataError("data.path: unset, but data.name images needs it. Set it to a folder or an archive of images.")
+        entry = PUBLISHED[config.name]
         return Source(
-            name="cifar10",
-            place=_download_url(),
-            fingerprint=_hash("cifar10", cifar10.ARCHIVE_MD5),
-            reader=lambda workers, report: _read_published(data_dir, workers, report),
+            name=config.name,
+            place=", ".join(entry.url(config.name, file) for file in entry.files),
+            fingerprint=_hash(config.name, *(file.md5 for file in entry.files)),
+            reader=lambda workers, report: _read_published(config.name, data_dir, workers, report),
         )
     path = Path(config.path).expanduser()
     if not path.exists():
@@ -106,8 +108,9 @@ def _archive_fingerprint(path: Path) -> str:
     from seresnet.download import file_md5
 
     size = path.stat().st_size
-    if size == cifar10.ARCHIVE_BYTES and file_md5(path) == cifar10.ARCHIVE_MD5:
-        return _hash("cifar10", cifar10.ARCHIVE_MD5)  # as if downloaded: data.path may be unset later
+    for name, entry in PUBLISHED.items():
+        if size == entry.files[0].size and file_md5(path) == entry.files[0].md5:
+            return _hash(name, entry.files[0].md5)  # as if downloaded: data.path may be unset later
     with open(path, "rb") as file:
         head = file.read(_PROBE_BYTES)
         file.seek(max(0, size - _PROBE_BYTES))
@@ -152,8 +155,13 @@ def read_path(path: Path, name: str, workers: int, report: Report) -> LabelledIm
 
     tree = open_tree(path)
     names = tree.names(report)
-    if files := cifar10.official_files(path, names):
-        return cifar10.read_official(tree, files, report)
+    official = find_official(path, names)
+    if official is not None and name in (official[0], "images"):
+        return PUBLISHED[official[0]].read(tree, official[1], workers, report)
+    if official is not None:
+        raise DataError(f"{path}: holds {PUBLISHED[official[0]].title}, and data.name is {name}. Say data.name={official[0]}.")
+    if name in PUBLISHED and name != "cifar10":
+        raise _no_official_files(path, name, PUBLISHED[name])
     layout = images.plan_layout(path, names)
     if name == "cifar10" and layout.classes != cifar10.CLASSES:
         raise DataError(f"{path}: its classes are {', '.join(layout.classes[:12])}, not those of CIFAR-10. Use data.name=images.")
@@ -162,41 +170,52 @@ def read_path(path: Path, name: str, workers: int, report: Report) -> LabelledIm
     return replace(data, title=f"CIFAR-10 ({kinds}") if name == "cifar10" else data
 
 
-def _download_url() -> str:
-    return f"{os.environ.get('HPC_CIFAR10_URL') or cifar10.BASE_URL}".rstrip("/") + f"/{cifar10.ARCHIVE}"
+def _no_official_files(path: Path, name: str, entry: Published) -> DataError:
+    return DataError(
+        f"{path}: holds no official files of {entry.title}, and data.name is {name}. Give {entry.wanted} of {entry.base_url}, or a folder "
+        "in which that is unpacked; a folder split/class/image is data.name=images."
+    )
 
 
-def _read_published(data_dir: Path, workers: int, report: Report) -> LabelledImages:
-    """Download the archive into data_dir unless somebody put it there. It stays: a purged array file is then built without a network."""
+def _read_published(name: str, data_dir: Path, workers: int, report: Report) -> LabelledImages:
+    """Download into data_dir what nobody put there. It stays: a purged array file is then built without a network."""
+    entry = PUBLISHED[name]
+    for file in entry.files:
+        _fetch_once(name, entry, file, data_dir, report)
+    if len(entry.files) == 1:
+        return read_path(data_dir / entry.files[0].name, name, workers, report)
+    return entry.read(open_tree(data_dir), {file.name: file.name for file in entry.files}, workers, report)
+
+
+def _fetch_once(name: str, entry: Published, file: PublishedFile, data_dir: Path, report: Report) -> None:
     from seresnet.download import fetch, file_md5
 
-    archive = data_dir / cifar10.ARCHIVE
-    if not archive.exists():
-        fetch(_download_url(), archive, cifar10.ARCHIVE_MD5, report)
-    elif (found := file_md5(archive)) != cifar10.ARCHIVE_MD5:
+    target = data_dir / file.name
+    if not target.exists():
+        fetch(entry.url(name, file), target, file.md5, report, mirror=mirror_variable(name))
+    elif (found := file_md5(target)) != file.md5:
         raise DataError(
-            f"{archive}: MD5 is {found}, the published one is {cifar10.ARCHIVE_MD5}. "
+            f"{target}: MD5 is {found}, the published one is {file.md5}. "
             "Delete it to download it again, or set data.path to it if it is meant."
         )
-    return read_path(archive, "cifar10", workers, report)
 
 
 def config_for(source: str, name: str | None, data_dir: Path, report: Report) -> DataConfig:
     """The data config that a word or a path on the command line means; without a name, told by the classes. Raises DataError."""
-    if source in ("digits", "cifar10"):
-        return DataConfig(name=cast(Literal["digits", "cifar10"], source))
-    for kind in (name,) if name else ("cifar10", "images"):
-        config = DataConfig(name=cast(Literal["cifar10", "images"], kind), path=source)
+    if source == "digits" or source in PUBLISHED:
+        return DataConfig(name=cast(DataName, source))
+    for kind in (name,) if name else (*PUBLISHED, "images"):
+        config = DataConfig(name=cast(DataName, kind), path=source)
         made = find_source(config, data_dir)
         if name or (made and (data_dir / made.file_name).exists()):
             return config
     return replace(config, name=_guess_name(open_tree(Path(source).expanduser()), report))
 
 
-def _guess_name(tree: FileTree, report: Report) -> Literal["cifar10", "images"]:
+def _guess_name(tree: FileTree, report: Report) -> DataName:
     from seresnet import images
 
     names = tree.names(report)
-    if cifar10.official_files(tree.path, names) or images.plan_layout(tree.path, names).classes == cifar10.CLASSES:
-        return "cifar10"
-    return "images"
+    if (official := find_official(tree.path, names)) is not None:
+        return cast(DataName, official[0])
+    return "cifar10" if images.plan_layout(tree.path, names).classes == cifar10.CLASSES else "images"

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from functools import partial
 from hashlib import md5
 from importlib.util import find_spec
@@ -20,6 +21,7 @@ from seresnet import cifar10, digits, download, prepare
 from seresnet.config import DataConfig
 from seresnet.errors import DataError
 from seresnet.prepare import find_prepared, load_arrays
+from seresnet.published import PUBLISHED, PublishedFile
 
 DIGITS = DataConfig(name="digits")
 
@@ -101,8 +103,8 @@ def published(tmp_path, monkeypatch):
     archive = pack(tmp_path / "given", tmp_path / "www" / "cifar-10-python.tar.gz", prefix="cifar-10-batches-py/")
     handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path / "www"))
     monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "log_message", lambda *_: None)
-    monkeypatch.setattr(cifar10, "ARCHIVE_MD5", md5(archive.read_bytes()).hexdigest())
-    monkeypatch.setattr(cifar10, "ARCHIVE_BYTES", archive.stat().st_size)
+    file = PublishedFile(name=cifar10.ARCHIVE, md5=md5(archive.read_bytes()).hexdigest(), size=archive.stat().st_size)
+    monkeypatch.setitem(PUBLISHED, "cifar10", replace(PUBLISHED["cifar10"], files=(file,)))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
@@ -314,10 +316,10 @@ def test_real_cifar10_as_jpeg(tmp_path):
 
 
 def test_labels_that_unfold_without_end_are_refused_at_once(tmp_path):
-    from seresnet.cifar10 import _batch
+    from seresnet.cifar10 import read_batch
 
     nested = [0]
     for _ in range(200):
         nested = [nested] * 2  # shared: small in a pickle, 2^200 numbers once unfolded
     with pytest.raises(DataError, match="labels are not 2 numbers from 0 to 9"):
-        _batch("data_batch_1", {"data": np.zeros((2, 3072), dtype=np.uint8), "labels": nested}, 10)
+        read_batch("data_batch_1", {"data": np.zeros((2, 3072), dtype=np.uint8), "labels": nested}, 10, "labels")
