@@ -16,6 +16,12 @@ COMMANDS = (
         "python -m seresnet.train --config FILE",
         "one rank of one run; under torchrun, several; --fork RUN begins as another did",
     ),
+    (
+        "python -m seresnet.evaluate RUN --corruptions",
+        "accuracy, calibration and hardest images; on corrupted images, with adapted batch norm",
+    ),
+    ("python -m seresnet.predict RUN --input FILE --output CSV", "class numbers for images without labels; several runs are averaged"),
+    ("python -m seresnet.export RUN DIR", "a trained network as safetensors, torch.export and ONNX"),
     ("python -m seresnet.checkpoint verify RUN", "list, verify or repair the checkpoints of a run or a sweep"),
 )
 

@@ -1,79 +1,172 @@
-"""Loss, accuracy and confusion of a run over a split: every sample exactly once at any number of ranks. Which weights: engine.py says.
+"""python -m seresnet.evaluate RUN... [--corruptions]: what trained runs are worth on their test set, and on shifted copies of it.
 
-Sums are exact integers, so the order of ranks changes no bit of a mean. Training state is not touched but for the other ranks'
-batch-norm buffers, which become rank 0's first.
+Computing is calibration.py's and robustness.py's job, text and pictures are evaluate_view.py's. One invariant: runs are only read;
+what is found goes to --output, as one JSON file with every number and pages made from it.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+from seresnet.errors import ConfigError, ToolkitError
 
-from seresnet.augment import normalise
-from seresnet.data import Split
-from seresnet.engine import LOSS_UNIT, Engine, is_countable
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """Totals over a split. confusion[true][predicted] counts samples."""
-
-    loss: float | None  # mean cross-entropy against the hard label; None if it was not finite
-    confusion: list[list[int]]
-
-    @property
-    def n(self) -> int:
-        return sum(map(sum, self.confusion))
-
-    @property
-    def top1_pct(self) -> float:
-        return 100 * sum(row[i] for i, row in enumerate(self.confusion)) / max(1, self.n)
+if TYPE_CHECKING:
+    from seresnet.array_file import Arrays
+    from seresnet.config import RunConfig
+    from seresnet.evaluate_view import Evaluated
+    from seresnet.robustness import Shift, TestSet
+    from seresnet.trained import Classifier
 
 
-def evaluate(engine: Engine, split: Split, should_stop: Callable[[], bool] = lambda: False) -> Evaluation | None:
-    """Evaluate on all ranks together; None if the ranks agreed to stop, and then nothing of it may be used.
-
-    Every rank calls should_stop equally often, also those whose share of the samples is smaller.
-    """
-    network = engine.network_to_evaluate()
-    shares = _shares(len(split), engine.world.size)
-    size = engine.config.train.eval_batch_size
-    mine = shares[engine.world.rank]
-    sums = torch.zeros(2, dtype=torch.int64, device=engine.world.device)
-    confusion = torch.zeros(engine.batches.classes**2, dtype=torch.int64, device=engine.world.device)
-    for start in range(0, max(map(len, shares)), size):
-        if should_stop():
-            return None
-        _add_batch(engine, network, split, mine[start : start + size], sums, confusion)
-    totals = engine.world.sum(torch.cat((sums, confusion)).cpu())
-    return _evaluation(totals, len(split), engine.batches.classes)
+def main(argv: Sequence[str] | None = None) -> int:
+    """0, or 2 for what the user can mend."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return _run(arguments)
+    except (ToolkitError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
 
 
-@torch.no_grad()
-def _add_batch(engine: Engine, network: nn.Module, split: Split, rows: range, sums: Tensor, confusion: Tensor) -> None:
-    if not rows:
-        return
-    images, labels = split.batch(rows)
-    with engine.autocast():
-        logits = network(engine.laid_out(normalise(images, engine.batches.mean, engine.batches.std)))
-    loss = torch.nn.functional.cross_entropy(logits.float(), labels, reduction="sum").double()
-    finite = is_countable(loss)
-    sums += torch.stack((torch.where(finite, loss * LOSS_UNIT, 0.0).round().long(), (~finite).long()))
-    cells = labels * engine.batches.classes + logits.argmax(1)
-    # scatter_add_ of integers: exact in any order, and deterministic on every device.
-    confusion.scatter_add_(0, cells, torch.ones_like(cells))
+def _run(arguments: argparse.Namespace) -> int:
+    from seresnet import evaluate_view
+
+    loaded = _load_all(arguments)
+    (_, arrays), test = loaded[0], _test_set(*_first(loaded), arguments.images)
+    shifts = _shifts([classifier for classifier, _ in loaded], arrays, test, arguments)
+    found = [_evaluated(classifier, test, own, tta=arguments.tta) for (classifier, _), own in zip(loaded, shifts, strict=True)]
+    output = arguments.output or _default_output(arguments.runs)
+    written = evaluate_view.write(found, test, arrays, output, settings=_settings(arguments, len(test.labels)), hardest=arguments.hardest)
+    print(evaluate_view.markdown(found, arrays, _settings(arguments, len(test.labels))), end="")
+    print("\nwrote " + " ".join(map(str, written)), file=sys.stderr)
+    return 0
 
 
-def _evaluation(totals: Tensor, n: int, classes: int) -> Evaluation:
-    loss = None if int(totals[1]) or not n else int(totals[0]) / LOSS_UNIT / n
-    confusion: list[list[int]] = totals[2:].view(classes, classes).tolist()
-    result = Evaluation(loss=loss, confusion=confusion)
-    assert result.n == n, f"{result.n} of {n} samples were evaluated"
-    return result
+def _load_all(arguments: argparse.Namespace) -> "list[tuple[Classifier, Arrays]]":
+    import torch
+
+    from seresnet.checkpoint import find_runs
+    from seresnet.run_folder import is_finished
+    from seresnet.trained import load_run
+
+    folders = list({folder.path.resolve(): folder for name in arguments.runs for folder in find_runs(Path(name))}.values())
+    finished = [folder for folder in folders if is_finished(folder)]
+    if not finished:
+        raise ConfigError(f"{folders[0].path}: is not finished, so there is no network to evaluate. Train it to its end first.")
+    if left := len(folders) - len(finished):
+        print(f"{left} of {len(folders)} runs are not finished and are left out", file=sys.stderr)
+    loaded = [load_run(folder, torch.device(arguments.device), arguments.weights) for folder in finished]
+    if len({arrays.digest for _, arrays in loaded}) > 1:
+        raise ConfigError("the runs were trained on different data: evaluate them apart.")
+    return loaded
 
 
-def _shares(n: int, parts: int) -> list[range]:
-    """Contiguous shares of n samples that differ by at most one."""
-    bounds = [n * part // parts for part in range(parts + 1)]
-    return [range(bounds[part], bounds[part + 1]) for part in range(parts)]
+def _first(loaded: "list[tuple[Classifier, Arrays]]") -> "tuple[RunConfig, Arrays]":
+    return loaded[0][0].config, loaded[0][1]
+
+
+def _test_set(config: "RunConfig", arrays: "Arrays", images: int | None) -> "TestSet":
+    """The run's test images, or so many of them, of each class alike."""
+    from seresnet.data import split_indices
+    from seresnet.robustness import TestSet
+
+    data = config.data if images is None else replace(config.data, test_images=min(images, config.data.test_images or images))
+    indices = split_indices(data, arrays.train_labels, arrays.test_labels).test
+    return TestSet(images=arrays.test_images[indices], labels=arrays.test_labels[indices], indices=indices)
+
+
+def _shifts(
+    classifiers: "Sequence[Classifier]", arrays: "Arrays", test: "TestSet", arguments: argparse.Namespace
+) -> "Sequence[Sequence[Shift]]":
+    if not arguments.corruptions:
+        return [[] for _ in classifiers]
+    from seresnet.robustness import check_published, measure_shifts
+
+    if arguments.corruption_files:
+        check_published(arguments.corruption_files, arrays.test_labels)
+    return measure_shifts(
+        classifiers,
+        test,
+        tta=arguments.tta,
+        source_share=arguments.adapt_bn,
+        published=arguments.corruption_files,
+        progress=lambda name, severity: print(f"\r{name} {severity}/5".ljust(40), end="", file=sys.stderr, flush=True),
+    )
+
+
+def _evaluated(classifier: "Classifier", test: "TestSet", shifts: "Sequence[Shift]", *, tta: bool) -> "Evaluated":
+    from seresnet.calibration import score
+    from seresnet.evaluate_view import Evaluated, arm_of
+    from seresnet.tta import probabilities
+
+    found = probabilities(classifier, test.images, tta=tta).double().numpy()
+    return Evaluated(
+        arm=arm_of(classifier),
+        seed=classifier.config.train.seed,
+        origin=classifier.origin,
+        clean=score(found, test.labels),
+        probabilities=found,
+        shifts=tuple(shifts),
+    )
+
+
+def _settings(arguments: argparse.Namespace, images: int) -> dict[str, Any]:
+    return {
+        "images": images,
+        "weights": arguments.weights,
+        "tta": arguments.tta,
+        "adapt_bn_source_share": arguments.adapt_bn if arguments.corruptions else None,
+        "corruptions": None if not arguments.corruptions else "published arrays" if arguments.corruption_files else "computed",
+    }
+
+
+def _default_output(runs: Sequence[str]) -> Path:
+    place = Path(runs[0])
+    if len(runs) > 1 or not place.is_dir():
+        raise ConfigError("several runs: say where the result goes with --output DIR.")
+    return place / "evaluation"
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m seresnet.evaluate", description="What trained runs are worth on their test images.")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder or a sweep's; unfinished runs are left out")
+    parser.add_argument("--corruptions", action="store_true", help="also on the 15 corruptions of CIFAR-10-C at 5 severities")
+    parser.add_argument(
+        "--corruption-files", type=Path, metavar="DIR", help="CIFAR-10-C's .npy files, instead of computing the corruptions"
+    )
+    parser.add_argument(
+        "--adapt-bn",
+        type=_share,
+        nargs="?",
+        const=0.0,
+        metavar="SHARE",
+        help="also with batch norm's statistics from each corrupted set, mixed with SHARE of those of training (default 0)",
+    )
+    parser.add_argument("--images", type=_count, metavar="N", help="so many test images, of each class alike (default: the run's)")
+    parser.add_argument("--tta", action="store_true", help="average over the mirrored image and shifts by two pixels")
+    parser.add_argument("--weights", choices=("last", "best"), default="last", help="of the last step, or best on validation")
+    parser.add_argument("--hardest", type=_count, default=40, metavar="N", help="images on the contact sheet (default 40)")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="where the files go (default: RUN/evaluation)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -92,6 +92,12 @@ def _splits(path: Path, names: Sequence[str]) -> dict[str, dict[str, list[str]]]
     return splits
 
 
+def image_names(names: Iterable[str]) -> list[str]:
+    """Those that end as an image does."""
+    suffixes = _image_suffixes()
+    return [name for name in names if PurePosixPath(name).suffix.lower() in suffixes]
+
+
 def _image_suffixes() -> set[str]:
     return {suffix for suffix, kind in Image.registered_extensions().items() if kind in _formats()}
 

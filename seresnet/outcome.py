@@ -12,7 +12,7 @@ from seresnet.accounting import Timing, multiply_adds_of
 from seresnet.array_file import Arrays
 from seresnet.data import Splits
 from seresnet.engine import Engine, EpochSums
-from seresnet.evaluate import Evaluation
+from seresnet.evaluation import Evaluation
 from seresnet.journal import EpochRecord
 from seresnet.models import count_parameters
 from seresnet.run_folder import RunFolder, RunRecord, TrainResult

@@ -25,7 +25,7 @@ from seresnet.data import Split, Splits
 from seresnet.divergence import NotFinite, Replays
 from seresnet.engine import Engine, EpochSums
 from seresnet.errors import CheckpointError, ConfigError, OwnedElsewhereError
-from seresnet.evaluate import Evaluation, evaluate
+from seresnet.evaluation import Evaluation, evaluate
 from seresnet.journal import EpochRecord
 from seresnet.models import build_model
 from seresnet.outcome import epoch_line, epoch_record, known_record, train_result

@@ -19,7 +19,7 @@ from small_engine import config, engine, splits
 from seresnet import compiled
 from seresnet.blocks import BasicBlock
 from seresnet.errors import CompileError, ConfigError
-from seresnet.evaluate import evaluate
+from seresnet.evaluation import evaluate
 from seresnet.world import World
 
 RUN = Path(__file__).with_name("compiled_run.py")

@@ -10,7 +10,7 @@ from small_engine import config, engine, splits
 
 from seresnet.config import RunConfig
 from seresnet.ema import WeightAverage, ema_decay
-from seresnet.evaluate import evaluate
+from seresnet.evaluation import evaluate
 from seresnet.models import build_model
 
 

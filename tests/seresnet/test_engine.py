@@ -11,7 +11,7 @@ from seresnet.config import ModelConfig, RunConfig
 from seresnet.data import TrainBatches, load_splits
 from seresnet.engine import LOSS_UNIT, Engine, is_countable
 from seresnet.errors import CheckpointError, ConfigError
-from seresnet.evaluate import evaluate
+from seresnet.evaluation import evaluate
 from seresnet.loss_watch import LossWatch
 from seresnet.models import build_model
 from seresnet.world import World

@@ -10,7 +10,7 @@ from torch import nn
 
 from seresnet.blocks import BasicBlock
 from seresnet.config import ModelConfig
-from seresnet.evaluate import evaluate
+from seresnet.evaluation import evaluate
 from seresnet.folding import FoldedNetwork, foldable
 from seresnet.models import ResNet, build_model
 

@@ -1,0 +1,128 @@
+"""Evaluations of trained runs: numbers against sklearn and hand sums, the published arrays' order, adapted batch norm, pages and errors."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, confusion_matrix, log_loss
+
+import seresnet
+from seresnet.adaptation import adapted
+from seresnet.calibration import expected_calibration_error, hardest, reliability, score
+from seresnet.corruptions import OPERATIONS
+from seresnet.digits import read_digits
+from seresnet.errors import DataError
+from seresnet.evaluate import main
+from seresnet.robustness import TestSet, check_published, shifted_sets
+
+
+@pytest.fixture(scope="module")
+def guesses() -> tuple[np.ndarray, np.ndarray]:
+    drawn = np.random.default_rng(0).gamma(1.0, size=(200, 4))
+    return drawn / drawn.sum(1, keepdims=True), np.random.default_rng(1).integers(0, 4, 200)
+
+
+def test_scores_are_sklearns(guesses) -> None:
+    probabilities, labels = guesses
+    found = score(probabilities, labels)
+    assert found.top1_pct == pytest.approx(100 * accuracy_score(labels, probabilities.argmax(1)))
+    assert found.loss == pytest.approx(log_loss(labels, probabilities))
+    assert found.confusion == confusion_matrix(labels, probabilities.argmax(1)).tolist()
+    assert found.brier == pytest.approx(np.mean([sum((row - np.eye(4)[label]) ** 2) for row, label in zip(*guesses, strict=True)]))
+
+
+def test_calibration_error_is_the_hand_sum() -> None:
+    probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.35, 0.65], [0.2, 0.8]])
+    labels = np.array([0, 1, 1, 1])
+    # Bins of 1/15: 0.9 -> (0.867, 0.933], 0.65 -> (0.6, 0.667], 0.8 -> (0.733, 0.8].
+    expected = (2 * abs(0.9 - 0.5) + abs(0.65 - 1) + abs(0.8 - 1)) / 4
+    assert expected_calibration_error(probabilities, labels) == pytest.approx(expected)
+    assert sum(part.n for part in reliability(probabilities, labels)) == 4
+
+
+def test_the_hardest_images_are_those_whose_class_got_least(guesses) -> None:
+    probabilities, labels = guesses
+    own = [probabilities[i, label] for i, label in enumerate(labels)]
+    assert hardest(probabilities, labels, 5).tolist() == sorted(range(200), key=lambda i: own[i])[:5]
+
+
+def test_adapted_statistics_are_the_means_over_batches_in_training_mode(two_runs: list[Path]) -> None:
+    classifier, pixels = seresnet.load(two_runs[0]), read_digits().test_images[:60] // 2
+    found = adapted(classifier, pixels)
+    stem = classifier.network.get_submodule("stem.0")(classifier.prepared(torch.from_numpy(pixels).permute(0, 3, 1, 2)))
+    norm = found.network.get_submodule("stem.1")
+    torch.testing.assert_close(norm.running_mean.double(), stem.double().mean((0, 2, 3)), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(norm.running_var.double(), stem.double().var((0, 2, 3)), rtol=1e-3, atol=1e-4)
+
+
+def test_a_share_of_the_source_mixes_and_leaves_the_given_network_alone(two_runs: list[Path]) -> None:
+    classifier, pixels = seresnet.load(two_runs[0]), read_digits().test_images[:60] // 2
+    before = {name: value.clone() for name, value in classifier.network.state_dict().items()}
+    whole, half, none = (adapted(classifier, pixels, share).network.get_submodule("stem.1").running_mean for share in (1.0, 0.5, 0.0))
+    torch.testing.assert_close(whole, before["stem.1.running_mean"])
+    torch.testing.assert_close(half, (whole + none) / 2)
+    assert all(torch.equal(value, before[name]) for name, value in classifier.network.state_dict().items())
+
+
+def test_a_sweep_is_evaluated_with_spreads_on_every_corruption(two_runs: list[Path], tmp_path: Path, capsys) -> None:
+    command = [str(two_runs[0].parent), "--corruptions", "--adapt-bn", "--images", "30", "--output", str(tmp_path / "out")]
+    assert main(command) == 0, capsys.readouterr().err
+    record = json.loads((tmp_path / "out/evaluation.json").read_text())
+    assert [(run["arm"], run["seed"], len(run["shifts"])) for run in record["runs"]] == [("se", 0, 75), ("se", 1, 75)]
+    plain = [np.mean([shift["plain"]["top1_pct"] for shift in run["shifts"]]) for run in record["runs"]]
+    gain = [np.mean([s["adapted"]["top1_pct"] - s["plain"]["top1_pct"] for s in run["shifts"]]) for run in record["runs"]]
+    page = (tmp_path / "out/evaluation.md").read_text()
+    assert page == capsys.readouterr().out and "30 test images, 2 runs" in page
+    assert f"{np.mean(plain):.2f} ± {np.std(plain, ddof=1):.2f}" in page
+    assert f"{np.mean(gain):.2f} ± {np.std(gain, ddof=1):.2f}" in page
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "evaluation.json", "evaluation.md", "hardest.png", "reliability.png", "corruptions.png",
+    }  # fmt: skip
+
+
+def test_clean_accuracy_is_that_of_the_result(two_runs: list[Path], tmp_path: Path) -> None:
+    assert main([str(two_runs[1]), "--output", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "evaluation.json").read_text())["runs"][0]["clean"]
+    result = json.loads((two_runs[1] / "result.json").read_text())
+    assert (found["n"], found["top1_pct"], found["confusion"]) == (120, pytest.approx(result["last_test_top1_pct"]), result["confusion"])
+
+
+def published(folder: Path, labels: np.ndarray) -> None:
+    """Arrays in CIFAR-10-C's layout whose pixels tell their severity and their row."""
+    folder.mkdir()
+    np.save(folder / "labels.npy", np.tile(labels, 5).astype(np.uint8))
+    for number, name in enumerate(OPERATIONS):
+        array = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.uint8, (50_000, 2, 2, 3))
+        for severity in range(5):
+            rows = np.arange(10_000) % 199
+            array[severity * 10_000 : (severity + 1) * 10_000] = (rows + 10 * severity + number)[:, None, None, None] % 256
+
+
+def test_the_published_arrays_are_read_by_severity_and_index(tmp_path: Path) -> None:
+    labels, chosen = np.arange(10_000) % 10, np.array([3, 777, 9_999])
+    published(tmp_path / "c", labels)
+    check_published(tmp_path / "c", labels)
+    test = TestSet(images=np.zeros((3, 2, 2, 3), np.uint8), labels=labels[chosen], indices=chosen)
+    found = {(name, severity): images for name, severity, images in shifted_sets(test, torch.device("cpu"), tmp_path / "c")}
+    assert len(found) == 75
+    expected = (chosen % 199 + 10 * 3 + list(OPERATIONS).index("fog")) % 256
+    assert found["fog", 4][:, 0, 0, 0].tolist() == expected.tolist()
+
+
+def test_published_arrays_of_another_order_or_shape_are_refused(tmp_path: Path) -> None:
+    labels = np.arange(10_000) % 10
+    published(tmp_path / "c", labels)
+    with pytest.raises(DataError, match="the labels are not those of this run's test images"):
+        check_published(tmp_path / "c", labels[::-1])
+    test = TestSet(images=np.zeros((1, 4, 4, 3), np.uint8), labels=labels[:1], indices=np.array([0]))
+    with pytest.raises(DataError, match=r"gaussian_noise.npy: is uint8 \(50000, 2, 2, 3\), not uint8 \(50000, 4, 4, 3\)"):
+        next(shifted_sets(test, torch.device("cpu"), tmp_path / "c"))
+
+
+def test_an_unfinished_run_is_refused_by_name(two_runs: list[Path], tmp_path: Path, capsys) -> None:
+    (tmp_path / "run/ckpt").mkdir(parents=True)
+    (tmp_path / "run/run.yaml").write_text((two_runs[0] / "run.yaml").read_text())
+    assert main([str(tmp_path / "run")]) == 2
+    assert "is not finished, so there is no network to evaluate" in capsys.readouterr().err
