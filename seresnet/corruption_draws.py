@@ -16,7 +16,8 @@ def uniform_rows(purpose: str, level: int, indices: npt.NDArray[np.int64], colum
     # From the top 24 bits: a float32 of more would round to 1.0 now and then.
     drawn: npt.NDArray[np.float32] = (_rows(purpose, level, indices, columns) >> np.uint64(40)).astype(np.float32)
     table: Tensor = torch.from_numpy(drawn)
-    return table.to(device).mul_(2.0**-24)
+    result: Tensor = table.to(device) * 2.0**-24
+    return result
 
 
 def gaussian(purpose: str, level: int, indices: npt.NDArray[np.int64], columns: int, device: torch.device) -> Tensor:
