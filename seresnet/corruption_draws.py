@@ -15,9 +15,7 @@ def uniform_rows(purpose: str, level: int, indices: npt.NDArray[np.int64], colum
     """(N, columns) float32 in [0, 1); row i belongs to image indices[i] of the full array."""
     # From the top 24 bits: a float32 of more would round to 1.0 now and then.
     drawn: npt.NDArray[np.float32] = (_rows(purpose, level, indices, columns) >> np.uint64(40)).astype(np.float32)
-    table: Tensor = torch.from_numpy(drawn)
-    result: Tensor = table.to(device) * 2.0**-24
-    return result
+    return torch.mul(torch.from_numpy(drawn).to(device), 2.0**-24)
 
 
 def gaussian(purpose: str, level: int, indices: npt.NDArray[np.int64], columns: int, device: torch.device) -> Tensor:
