@@ -20,7 +20,8 @@ def uniform_rows(purpose: str, level: int, indices: npt.NDArray[np.int64], colum
 
 def gaussian(purpose: str, level: int, indices: npt.NDArray[np.int64], columns: int, device: torch.device) -> Tensor:
     """(N, columns) standard normal, by inverse CDF."""
-    return torch.special.ndtri(uniform_rows(purpose, level, indices, columns, device).double() + 2.0**-25).float()
+    normal: Tensor = torch.special.ndtri(uniform_rows(purpose, level, indices, columns, device).double() + 2.0**-25)
+    return normal.float()
 
 
 def poisson(purpose: str, level: int, indices: npt.NDArray[np.int64], rates: Tensor) -> Tensor:
