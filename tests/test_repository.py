@@ -208,13 +208,24 @@ def test_rings_over_half_an_hour_fail_only_under_ring_full() -> None:
     assert rings["faults"]([slow], full=True, seconds=1801.0) == ["the rings took 30 minutes, 30 are allowed"]
 
 
-def test_the_shares_of_the_slurm_ring_hold_every_file_once_and_count_as_one_ring() -> None:
-    lanes = rings["lanes_of"](rings["find_rings"](Path("tests")))
-    files = sorted(argument for lane in lanes for name, arguments in lane for argument in arguments if name == "slurm")
-    assert len(lanes) == 3 and files == sorted(map(str, Path("tests/slurm").glob("test_*.py")))
-    shares = [rings["RingResult"](name="slurm", seconds=seconds, passed=2, failed=1) for seconds in (3.0, 4.0)]
-    (whole,) = rings["merged"](shares)
-    assert (whole.seconds, whole.passed, whole.failed) == (4.0, 4, 2)
+def test_the_shares_of_each_ring_hold_every_file_once() -> None:
+    found = rings["find_rings"](ROOT / "tests")
+    pieces = rings["pieces_of"](found)
+    assert [name for name, _ in pieces[:2]] == ["slurm", "slurm"], pieces
+    for ring in found:
+        files = sorted(argument for name, arguments in pieces for argument in arguments if name == ring)
+        folders = [ROOT / "tests"] if ring == "unit" else []
+        folders += [ROOT / "tests" / name for name in (("seresnet", "hpc") if ring == "unit" else (ring,))]
+        assert files == sorted(str(path) for folder in folders for path in folder.glob("test_*.py")), ring
+
+
+def test_shares_count_as_one_ring_that_lasts_from_its_first_beginning_to_its_last_end() -> None:
+    early = rings["RingResult"](name="slurm", began=10.0, seconds=3.0, passed=2, failed=1, slowest=[(2.0, "a"), (0.5, "b")])
+    late = rings["RingResult"](name="slurm", began=11.0, seconds=4.0, passed=2, failed=1, slowest=[(1.5, "c")])
+    (whole,) = rings["merged"]([late, early])
+    assert (whole.seconds, whole.passed, whole.failed) == (5.0, 4, 2)
+    slow = [line for line in rings["summary"]([whole], []).splitlines() if line.startswith("slow")]
+    assert [line.split() for line in slow] == [["slow", "in", "slurm:", "2.0", "s", "a"], ["slow", "in", "slurm:", "1.5", "s", "c"]]
 
 
 def test_a_ring_that_runs_beside_others_is_shown_and_counted(tmp_path: Path) -> None:

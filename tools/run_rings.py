@@ -1,7 +1,7 @@
 """Runs the tests ring by ring, each in a pytest of its own, and adds them up: seconds a ring, what was skipped and why.
 
-RING unset: what this machine can do in minutes. RING=full: everything, no skip but a GPU's, within 30 minutes, the slurm ring beside the
-others because it mostly waits. RING=NAME: that ring, whole.
+RING unset: what this machine can do in minutes. RING=full: everything, no skip but a GPU's, within 30 minutes, each ring in shares, several
+pytests at once because most of them wait half of their time. RING=NAME: that ring, whole.
 Leaves to tests/conftest.py which tests a machine can run. Its one invariant: tests that vanish count as failures, never as nothing.
 """
 
@@ -12,16 +12,19 @@ import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 TESTS = Path("tests")
 UNIT_FOLDERS = ("seresnet", "hpc")  # with tests/test_*.py: the ring that runs first
 LIMIT_S = 30 * 60  # over it RING=full fails
 HARD_LIMIT_S = 60 * 60  # over it the ring is stopped: a CI that is cut off from outside shows no count at all
-SLURM_SHARES = 2  # each with a cluster of its own
-#: Measured on 2 cores; of other files the size says enough.
-SLURM_SECONDS = {
+#: RING=full runs so many pytests at once. On 2 cores: two shares of the slurm ring mostly wait, two others keep the cores busy.
+LANES = 4
+#: A slurm share starts a cluster of its own, a faults share a server that forks ranks and its undisturbed runs: few of them.
+SHARES = {"unit": 3, "faults": 2, "slurm": 2}
+#: Measured beside others on 2 cores, of the files that take long; of other files the size says enough.
+FILE_SECONDS = {
     "test_chaos.py": 450.0,
     "test_control_on_slurm.py": 80.0,
     "test_endings.py": 300.0,
@@ -29,6 +32,8 @@ SLURM_SECONDS = {
     "test_site_on_slurm.py": 60.0,
     "test_sweep_on_slurm.py": 340.0,
 }
+BYTES_PER_SECOND = {"unit": 2000, "faults": 500, "slurm": 60}
+SLOWEST = 10  # named of each ring
 TEARDOWN_S = 60  # for fixtures to stop the cluster they started
 
 
@@ -38,11 +43,13 @@ class RingResult:
 
     name: str
     seconds: float = 0.0
+    began: float = 0.0  # on the monotonic clock
     passed: int = 0
     failed: int = 0
     skips: list[str] = field(default_factory=list)
     gpu_skips: list[str] = field(default_factory=list)
     note: str = ""
+    slowest: list[tuple[float, str]] = field(default_factory=list)  # seconds and test
 
     @property
     def skipped(self) -> int:
@@ -60,23 +67,36 @@ def find_rings(tests: Path) -> dict[str, list[str]]:
     return {**({"unit": unit} if unit else {}), **{name: [str(tests / name)] for name in others}}
 
 
-def lanes_of(rings: dict[str, list[str]]) -> list[list[tuple[str, list[str]]]]:
-    """What may run side by side: the first ring, and beside it the slurm ring in shares, which mostly wait; other rings after a share."""
-    plain = [(name, arguments) for name, arguments in rings.items() if name != "slurm"]
-    if "slurm" not in rings or not plain:
-        return [list(rings.items())]
-    shares: list[list[Path]] = [[] for _ in range(SLURM_SHARES)]
-    # The longest files first, each to the share that is shortest so far.
-    for path in sorted(TESTS.glob("slurm/test_*.py"), key=lambda path: (-_weight(path), path.name)):
-        min(shares, key=lambda share: sum(map(_weight, share))).append(path)
-    lanes = [[("slurm", [str(path) for path in sorted(share)])] for share in shares if share]
-    # Not after the first ring, which is the longest: 17 minutes of it and 10 of the faults were nearly the limit, the shares took 14.
-    return [plain[:1], *lanes[:-1], lanes[-1] + plain[1:]] if lanes else [plain]
+Piece = tuple[str, list[str]]  # a ring's name and the arguments of one pytest
 
 
-def _weight(path: Path) -> float:
+def pieces_of(rings: dict[str, list[str]]) -> list[Piece]:
+    """Every ring in shares, the longest first: whoever is free takes the next, and all are done at about the same time."""
+    found: list[tuple[float, Piece]] = []
+    for name, arguments in rings.items():
+        weights = {path: _weight(name, path) for path in _files(arguments)}
+        for share in _shares(weights, SHARES.get(name, 1)):
+            found.append((sum(weights[path] for path in share), (name, [str(path) for path in sorted(share)])))
+    # Those with a cluster before all others: they wait most, and nothing else can fill the time that they need.
+    return [piece for _, piece in sorted(found, key=lambda entry: (entry[1][0] != "slurm", -entry[0]))]
+
+
+def _shares(weights: dict[Path, float], count: int) -> list[list[Path]]:
+    """The heaviest files first, each to the share that is lightest so far."""
+    shares: list[list[Path]] = [[] for _ in range(count)]
+    for path in sorted(weights, key=lambda path: (-weights[path], path.name)):
+        min(shares, key=lambda share: sum(weights[each] for each in share)).append(path)
+    return [share for share in shares if share]
+
+
+def _files(arguments: list[str]) -> list[Path]:
+    """Folders among pytest's arguments as the test files in them."""
+    return [path for argument in map(Path, arguments) for path in ([argument] if argument.is_file() else argument.rglob("test_*.py"))]
+
+
+def _weight(ring: str, path: Path) -> float:
     """Seconds, about: those that were measured, else a guess from the file's size."""
-    return SLURM_SECONDS.get(path.name, path.stat().st_size / 60)
+    return FILE_SECONDS.get(path.name, path.stat().st_size / BYTES_PER_SECOND.get(ring, 500))
 
 
 class RunningRing:
@@ -101,7 +121,7 @@ class RunningRing:
             print(f"\n=== ring {self.name}: output\n{text}", flush=True)
         found = read_record(self.name, self._record, self.process.returncode, seconds, self.note)
         self._folder.cleanup()
-        return found
+        return replace(found, began=self._start)
 
     def end(self, note: str) -> None:
         """Ask for an orderly end, then kill."""
@@ -114,18 +134,17 @@ class RunningRing:
             self.process.wait()
 
 
-def run_lanes(lanes: list[list[tuple[str, list[str]]]], stop_at: float) -> list[RingResult]:
-    """Run every lane, its rings one after another, until stop_at on the monotonic clock; results in the order of their ends."""
+def run_pieces(pieces: list[Piece], lanes: int, stop_at: float) -> list[RingResult]:
+    """Run every piece, at most `lanes` at once, until stop_at on the monotonic clock; results in the order of their ends."""
     results: list[RingResult] = []
-    waiting, running = [list(lane) for lane in lanes], []
+    waiting, running = list(pieces), list[RunningRing]()
     try:
-        while any(waiting) or running:
-            for lane in waiting:
-                if lane and not any(ring.lane is lane for ring in running):
-                    running.append(_InLane(lane, RunningRing(*lane.pop(0), is_alone=len(lanes) == 1)))
-            for entry in [entry for entry in running if entry.ring.process.poll() is not None]:
-                running.remove(entry)
-                results.append(entry.ring.result())
+        while waiting or running:
+            while waiting and len(running) < lanes:
+                running.append(RunningRing(*waiting.pop(0), is_alone=lanes == 1))
+            for ring in [ring for ring in running if ring.process.poll() is not None]:
+                running.remove(ring)
+                results.append(ring.result())
             if time.monotonic() > stop_at:
                 return results + _end_all(running, f"stopped after {HARD_LIMIT_S // 60} minutes of tests")
             time.sleep(0.05)
@@ -134,38 +153,36 @@ def run_lanes(lanes: list[list[tuple[str, list[str]]]], stop_at: float) -> list[
     return results
 
 
-@dataclass
-class _InLane:
-    lane: list[tuple[str, list[str]]]
-    ring: RunningRing
-
-
-def _end_all(running: list[_InLane], note: str) -> list[RingResult]:
-    for entry in running:
-        entry.ring.end(note)
-    return [entry.ring.result() for entry in running]
+def _end_all(running: list[RunningRing], note: str) -> list[RingResult]:
+    for ring in running:
+        ring.end(note)
+    return [ring.result() for ring in running]
 
 
 def merged(results: list[RingResult]) -> list[RingResult]:
-    """One result a ring: shares of one ring ran side by side, so the longest counts."""
-    by_name: dict[str, RingResult] = {}
-    for result in results:
-        known = by_name.setdefault(result.name, RingResult(name=result.name))
-        by_name[result.name] = RingResult(
-            name=result.name,
-            seconds=max(known.seconds, result.seconds),
-            passed=known.passed + result.passed,
-            failed=known.failed + result.failed,
-            skips=known.skips + result.skips,
-            gpu_skips=known.gpu_skips + result.gpu_skips,
-            note=", ".join(filter(None, (known.note, result.note))),
-        )
-    return list(by_name.values())
+    """One result a ring, from the beginning of its first share to the end of its last."""
+    return [_together([result for result in results if result.name == name]) for name in dict.fromkeys(result.name for result in results)]
+
+
+def _together(shares: list[RingResult]) -> RingResult:
+    began = min(share.began for share in shares)
+    return RingResult(
+        name=shares[0].name,
+        seconds=max(share.began + share.seconds for share in shares) - began,
+        began=began,
+        passed=sum(share.passed for share in shares),
+        failed=sum(share.failed for share in shares),
+        skips=[reason for share in shares for reason in share.skips],
+        gpu_skips=[reason for share in shares for reason in share.gpu_skips],
+        note=", ".join(filter(None, (share.note for share in shares))),
+        slowest=sorted((test for share in shares for test in share.slowest), reverse=True)[:SLOWEST],
+    )
 
 
 def read_record(name: str, record: Path, returncode: int, seconds: float, note: str) -> RingResult:
     """Counts from pytest's junit file. A run that ended badly without a failed test in it counts as one failure."""
-    cases = ElementTree.parse(record).getroot().iter("testcase") if record.exists() else []
+    cases = list(ElementTree.parse(record).getroot().iter("testcase")) if record.exists() else []
+    slowest = sorted(((float(case.get("time", 0)), f"{case.get('classname')}::{case.get('name')}") for case in cases), reverse=True)
     passed = failed = 0
     skips: list[str] = []
     gpu_skips: list[str] = []
@@ -182,7 +199,9 @@ def read_record(name: str, record: Path, returncode: int, seconds: float, note: 
         note = "no test in it"
     if returncode != 0 and not failed:
         failed, note = 1, note or f"pytest exited {returncode} without a failed test"
-    return RingResult(name=name, seconds=seconds, passed=passed, failed=failed, skips=skips, gpu_skips=gpu_skips, note=note)
+    return RingResult(
+        name=name, seconds=seconds, passed=passed, failed=failed, skips=skips, gpu_skips=gpu_skips, note=note, slowest=slowest[:SLOWEST]
+    )
 
 
 def faults(results: list[RingResult], full: bool, seconds: float) -> list[str]:
@@ -207,6 +226,7 @@ def summary(results: list[RingResult], found: list[str]) -> str:
         counts = f"{result.name:<12} {result.seconds:>8.1f} {result.passed:>7} {result.failed:>7} {result.skipped:>8}"
         lines.append(f"{counts}  {result.note}".rstrip())
     for result in results:
+        lines += [f"slow in {result.name}: {seconds:6.1f} s  {test}" for seconds, test in result.slowest if seconds >= 1]
         reasons = result.skips + result.gpu_skips
         lines += [f"skipped in {result.name}: {reasons.count(reason)} x {reason}" for reason in sorted(set(reasons))]
     lines += [f"FAILED: {fault}" for fault in found]
@@ -235,7 +255,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # pytest is in a session of its own: ended by us, or by nobody
     start = time.monotonic()
     rings = chosen_rings(ring)
-    results = merged(run_lanes(lanes_of(rings) if ring == "full" else [list(rings.items())], start + HARD_LIMIT_S))
+    pieces, lanes = (pieces_of(rings), LANES) if ring == "full" else (list(rings.items()), 1)
+    results = merged(run_pieces(pieces, lanes, start + HARD_LIMIT_S))
     found = faults(results, full=ring == "full", seconds=time.monotonic() - start)
     print(summary(results, found), flush=True)
     return 1 if found else 0
