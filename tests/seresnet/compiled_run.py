@@ -1,6 +1,6 @@
 """A process that trains a tiny compiled network and prints, as JSON, whether its cache was warm, its graphs, and its digest.
 
-Usage: python compiled_run.py STEPS [--load FILE] [--save FILE] [--aot]   under RANK, WORLD_SIZE and SERESNET_INIT_METHOD, if any
+Usage: python compiled_run.py STEPS [--load FILE] [--save FILE [--save-at STEP]] [--aot | --one-pass]   under RANK, WORLD_SIZE and SERESNET_INIT_METHOD, if any
 """
 
 import argparse
@@ -29,12 +29,14 @@ def main() -> None:
     parser.add_argument("steps", type=int)
     parser.add_argument("--load")
     parser.add_argument("--save")
+    parser.add_argument("--save-at", type=int, help="unset: at the end")
     parser.add_argument("--aot", action="store_true", help="without Inductor, so without a C++ compiler and its seconds")
+    parser.add_argument("--one-pass", action="store_true", help="steps of one micro-batch, so half of the graphs")
     args = parser.parse_args()
     if args.aot:
         compiled._backend = lambda deterministic: {"backend": "aot_eager"}
     world = join("cpu")
-    run = config(16, compile=True)
+    run = config(None if args.one_pass else 16, compile=True)
     if not args.aot:  # a stem and one block: the C++ compiler takes a minute for more
         run = replace(run, model=replace(run.model, blocks=(1,), attention="none"))
     make_deterministic(run)
@@ -43,17 +45,23 @@ def main() -> None:
     engine = Engine(run, build_model(run.model, 5, 0), batches, world)
     if args.load:
         engine.load(TrainState(**torch.load(args.load)))
-    for _ in range(args.steps):
+    for step in range(1, args.steps + 1):
         engine.train_step()
+        if args.save and step == (args.save_at or args.steps):
+            save(engine, args.save if world.is_main else os.devnull)
     state = engine.state(engine.epoch_sums())
-    if args.save and world.is_main:
-        tensors = {name: tensor.clone() for name, tensor in state.tensors.items()}  # they share one block of memory
-        torch.save({"tensors": tensors, "scalars": state.scalars}, args.save)
     found = {"warm": engine._compiled._cache.is_warm, "graphs": compiled.graphs_made(), "digest": state_digest(state)}
     print("RESULT", json.dumps(found), flush=True)
     world.part()
     private_folder.remove_own()
     os._exit(0)
+
+
+def save(engine: Engine, path: str) -> None:
+    """Collected by every rank, written by the first."""
+    state = engine.state(engine.epoch_sums())
+    tensors = {name: tensor.clone() for name, tensor in state.tensors.items()}  # they share one block of memory
+    torch.save({"tensors": tensors, "scalars": state.scalars}, path)
 
 
 if __name__ == "__main__":
