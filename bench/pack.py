@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from measure import Report, parser, spread
@@ -35,6 +35,7 @@ class Case:
     model: Mapping[str, object]
     train: Mapping[str, object]
     images: int | None = None  # of made-up CIFAR-10; None: the digits
+    digits: Mapping[str, int] = field(default_factory=dict)  # how many of them, as in DataConfig; empty: all
     floor: float | None = None
 
     def __str__(self) -> str:
@@ -68,7 +69,7 @@ class Bench:
 
     def __init__(self, folder: Path, case: Case) -> None:
         self.case, self._folder, self._launches = case, folder, 0
-        self._data: dict[str, object] = {"name": "digits"}
+        self._data: dict[str, object] = {"name": "digits", **case.digits}
         if case.images is not None:
             self._data = {"name": "cifar10", "path": str(_made_up(folder, case.images))}
         self._data["dir"] = str(folder / "data")
@@ -141,7 +142,8 @@ def _cases(*, quick: bool) -> list[Case]:
     if not torch.cuda.is_available():
         small = {"width": 16, "blocks": [1, 1, 1], "attention": "se"}
         train = {"device": "cpu", "amp": "off", "channels_last": False, "threads": 1}
-        return [Case(k=2, batch=32, epochs=2 if quick else 3, model=small, train=train)]
+        few = {"train_images": 256, "test_images": 100} if quick else {}
+        return [Case(k=2, batch=32, epochs=2 if quick else 3, model=small, train=train, digits=few)]
     report = {"attention": "se"}
     train = {"device": "cuda", "amp": "bf16", "channels_last": True}
     return [

@@ -1,7 +1,8 @@
 """Runs that keep averaged weights: killed and resumed with the same bits, evaluated on rank 0's averages, forked with and without them."""
 
 import re
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,29 @@ def killed_and_resumed(folder: Path, digits_dir: Path, ranks: int, plan: str) ->
     return (yield from ring.finishing(config, run_dir, ranks, environ={"TRACE_ATTEMPT": "2"}, **how))
 
 
+@pytest.fixture(scope="module")
+def whole(digits_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], tuple[Path, TrainResult]]:
+    """Folder and result of an averaging run of so many ranks that nobody touched, trained when it is first asked for."""
+
+    @cache
+    def train(ranks: int) -> tuple[Path, TrainResult]:
+        folder = tmp_path_factory.mktemp("whole")
+        return folder / "run", ring.finish(averaging(folder, digits_dir, ranks), folder / "run", ranks)
+
+    return train
+
+
+@pytest.fixture(scope="module")
+def parent(digits_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An averaging run of 2 of its 5 epochs, for forks, which leave it as it is."""
+    folder = tmp_path_factory.mktemp("parent")
+    ring.finish(averaging(folder, digits_dir, 1, epochs=2), folder / "run", 1)
+    return folder / "run"
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_killed_and_resumed_the_averages_have_the_same_bits(digits_dir: Path, tmp_path: Path, ranks: int, amount, report) -> None:
-    undisturbed = ring.finish(averaging(tmp_path / "whole", digits_dir, ranks), tmp_path / "whole" / "run", ranks)
+def test_killed_and_resumed_the_averages_have_the_same_bits(digits_dir: Path, tmp_path: Path, whole, ranks: int, amount, report) -> None:
+    undisturbed = whole(ranks)[1]
     assert undisturbed.averaged
     plans = [f"KILL before 13 {ranks - 1}", "KILL after 18 0", "KILL before 29 0"][: amount(1, 3, 3)]
     legs = [killed_and_resumed(tmp_path / plan.replace(" ", "-"), digits_dir, ranks, plan) for plan in plans]
@@ -63,10 +84,9 @@ def test_killed_and_resumed_the_averages_have_the_same_bits(digits_dir: Path, tm
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_the_result_is_that_of_the_averages_in_the_final_checkpoint(digits_dir: Path, tmp_path: Path, ranks: int) -> None:
-    config = averaging(tmp_path, digits_dir, ranks)
-    result = ring.finish(config, tmp_path / "run", ranks)
-    tensors = final_tensors(tmp_path / "run", result.step)
+def test_the_result_is_that_of_the_averages_in_the_final_checkpoint(digits_dir: Path, tmp_path: Path, whole, ranks: int) -> None:
+    config, (run_dir, result) = averaging(tmp_path, digits_dir, ranks), whole(ranks)
+    tensors = final_tensors(run_dir, result.step)
     raw = {name.removeprefix("model/"): value for name, value in tensors.items() if name.startswith("model/")}
     found, unaveraged = (loss_on_test(config, weights) for weights in (average_of(tensors), raw))
     assert result.last_test_loss == pytest.approx(found, rel=1e-5), f"the raw weights give {unaveraged}"
@@ -85,9 +105,9 @@ def loss_on_test(config_file: Path, weights: dict[str, torch.Tensor]) -> float:
         return float(F.cross_entropy(model(normalise(test.images, mean, std)), test.labels))
 
 
-def test_the_checkpoints_of_an_averaging_run_verify(digits_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    ring.finish(averaging(tmp_path, digits_dir, 1), tmp_path / "run", 1)
-    assert main(["verify", str(tmp_path / "run")]) == 0 == main(["list", str(tmp_path / "run")]), capsys.readouterr().out
+def test_the_checkpoints_of_an_averaging_run_verify(whole, capsys: pytest.CaptureFixture[str]) -> None:
+    run_dir, _ = whole(1)
+    assert main(["verify", str(run_dir)]) == 0 == main(["list", str(run_dir)]), capsys.readouterr().out
 
 
 def forked(config: Path, run_dir: Path, parent: Path) -> TrainResult:
@@ -107,12 +127,11 @@ def test_a_fork_that_begins_to_average_begins_with_its_parents_weights(digits_di
     assert not [name for name, value in imported.items() if not torch.equal(value, expected[name])]
 
 
-def test_a_fork_that_stops_averaging_has_the_bits_of_a_run_without(digits_dir: Path, tmp_path: Path) -> None:
-    ring.finish(averaging(tmp_path / "parent", digits_dir, 1, epochs=2), tmp_path / "parent" / "run", 1)
+def test_a_fork_that_stops_averaging_has_the_bits_of_a_run_without(digits_dir: Path, tmp_path: Path, parent: Path) -> None:
     plain = ring.finish(averaging(tmp_path / "plain", digits_dir, 1, decay=0.0, epochs=2), tmp_path / "plain" / "run", 1)
     assert not plain.averaged
     config = averaging(tmp_path / "a", digits_dir, 1, decay=0.0)
-    ours = forked(config, tmp_path / "a" / "run", tmp_path / "parent" / "run")
+    ours = forked(config, tmp_path / "a" / "run", parent)
     theirs = forked(averaging(tmp_path / "b", digits_dir, 1, decay=0.0), tmp_path / "b" / "run", tmp_path / "plain" / "run")
     assert "fork_average of the parent is left behind" in ring.output(tmp_path / "a" / "run")
     one, two = (final_tensors(tmp_path / side / "run", 30) for side in "ab")
@@ -120,11 +139,10 @@ def test_a_fork_that_stops_averaging_has_the_bits_of_a_run_without(digits_dir: P
     assert (ours.last_test_loss, theirs.run_id) == (theirs.last_test_loss, theirs.run_id)
 
 
-def test_a_fork_that_goes_on_averaging_has_the_bits_of_going_on(digits_dir: Path, tmp_path: Path) -> None:
-    ring.finish(averaging(tmp_path / "parent", digits_dir, 1, epochs=2), tmp_path / "parent" / "run", 1)
-    whole = ring.finish(averaging(tmp_path / "whole", digits_dir, 1), tmp_path / "whole" / "run", 1)
-    fork = forked(averaging(tmp_path / "fork", digits_dir, 1), tmp_path / "fork" / "run", tmp_path / "parent" / "run")
+def test_a_fork_that_goes_on_averaging_has_the_bits_of_going_on(digits_dir: Path, tmp_path: Path, parent: Path, whole) -> None:
+    run_dir, result = whole(1)
+    fork = forked(averaging(tmp_path / "fork", digits_dir, 1), tmp_path / "fork" / "run", parent)
     assert not re.search("fork_average", ring.output(tmp_path / "fork" / "run"))
     names = [name for name, value in final_tensors(tmp_path / "fork" / "run", 30).items()
-             if not torch.equal(value, final_tensors(tmp_path / "whole" / "run", 30)[name])]  # fmt: skip
-    assert not names and fork.last_test_loss == whole.last_test_loss, names
+             if not torch.equal(value, final_tensors(run_dir, 30)[name])]  # fmt: skip
+    assert not names and fork.last_test_loss == result.last_test_loss, names

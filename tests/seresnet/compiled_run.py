@@ -1,6 +1,7 @@
 """A process that trains a tiny compiled network and prints, as JSON, whether its cache was warm, its graphs, and its digest.
 
-Usage: python compiled_run.py STEPS [--load FILE] [--save FILE [--save-at STEP]] [--aot | --one-pass]   under RANK, WORLD_SIZE and SERESNET_INIT_METHOD, if any
+Usage: python compiled_run.py STEPS [--load FILE] [--save FILE [--save-at STEP]] [--aot | --one-pass]
+Under RANK, WORLD_SIZE and SERESNET_INIT_METHOD, if any.
 """
 
 import argparse
