@@ -78,7 +78,7 @@ def _recovered(folder: RunFolder) -> int:
 def test_a_damaged_file_is_never_loaded(
     folder: RunFolder, damage: Damage, amount: Amount, report: Report, request: pytest.FixtureRequest
 ) -> None:
-    draw, trials = random.Random(f"{damage.__name__} {request.config.getoption('--seed')}"), amount(50, 500, 500)
+    draw, trials = random.Random(f"{damage.__name__} {request.config.getoption('--seed')}"), amount(50, 150, 500)
     names = [write_checkpoint(folder, state(step), Header(generation=1 + step // 3, step=step)) for step in (1, 2, 3)]
     good = {name: (folder.checkpoints / str(name)).read_bytes() for name in names}
     for trial in range(trials):
@@ -99,7 +99,7 @@ def test_a_damaged_file_is_never_loaded(
 
 
 def test_two_files_that_exchanged_their_names_are_both_refused(folder: RunFolder, amount: Amount, report: Report) -> None:
-    draw, trials = random.Random(7), amount(50, 500, 500)
+    draw, trials = random.Random(7), amount(50, 150, 500)
     names = [write_checkpoint(folder, state(step), Header(generation=1 + step % 2, step=step)) for step in range(1, 7)]
     good = {name: (folder.checkpoints / str(name)).read_bytes() for name in names}
     newest_first = sorted(names, reverse=True)

@@ -59,7 +59,7 @@ def assert_one_trains(owners: int, place: Path, data_dir: Path, expected: TrainR
 
 @pytest.mark.timeout(1800)
 def test_of_owners_that_start_at_once_one_trains(digits_dir: Path, alone: dict, amount, report, tmp_path: Path) -> None:
-    rounds = amount(2, 20, 100)
+    rounds = amount(2, 8, 100)
     for number in range(rounds):
         place = tmp_path / str(number)
         place.mkdir()
