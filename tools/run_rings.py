@@ -25,14 +25,31 @@ LANES = 4
 SHARES = {"unit": 3, "faults": 2, "slurm": 2}
 #: Measured beside others on 2 cores, of the files that take long; of other files the size says enough.
 FILE_SECONDS = {
-    "test_chaos.py": 450.0,
-    "test_control_on_slurm.py": 80.0,
-    "test_endings.py": 300.0,
+    "test_averaged_runs.py": 40.0,
+    "test_chaos.py": 350.0,
+    "test_cluster_doc.py": 100.0,
+    "test_compiled.py": 75.0,
+    "test_control_on_slurm.py": 100.0,
+    "test_divergence.py": 88.0,
+    "test_endings.py": 290.0,
+    "test_fork.py": 39.0,
+    "test_kills.py": 75.0,
+    "test_launchers_race.py": 50.0,
+    "test_mirror.py": 69.0,
+    "test_nodes.py": 58.0,
+    "test_nodes_slurm.py": 67.0,
+    "test_owners.py": 34.0,
+    "test_packs.py": 37.0,
+    "test_queue_limits.py": 164.0,
+    "test_relaunch_on_slurm.py": 85.0,
     "test_scale.py": 70.0,
+    "test_signals_anytime.py": 58.0,
     "test_site_on_slurm.py": 60.0,
-    "test_sweep_on_slurm.py": 340.0,
+    "test_status_view.py": 47.0,
+    "test_sweep_on_slurm.py": 250.0,
+    "test_watchdog_attacks.py": 108.0,
 }
-BYTES_PER_SECOND = {"unit": 2000, "faults": 500, "slurm": 60}
+BYTES_PER_SECOND = {"unit": 4000, "faults": 700, "slurm": 100}
 SLOWEST = 10  # named of each ring
 TEARDOWN_S = 60  # for fixtures to stop the cluster they started
 

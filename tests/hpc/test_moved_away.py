@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from fake_sweep import FakeSweep
 
-from hpc import code_snapshot, collect, hold, supervisor
+from hpc import code_snapshot, collect, gather, hold, supervisor
 from hpc.launch_session import planning
 from hpc.mirror_child import MirrorChild
 from hpc.mirror_process import lock
@@ -115,14 +115,14 @@ def test_a_launcher_whose_sweep_was_moved_under_it_says_so(tmp_path: Path) -> No
 def test_a_table_that_is_made_while_its_sweep_is_moved_does_not_bring_it_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sweep, real = FakeSweep(tmp_path).finish_all(), collect.gather
+    sweep, real = FakeSweep(tmp_path).finish_all(), gather.gather
 
     def and_move(*args: Any) -> Any:
         gathered = real(*args)
         os.rename(sweep.folder.path, tmp_path / "moved")
         return gathered
 
-    monkeypatch.setattr(collect, "gather", and_move)
+    monkeypatch.setattr(gather, "gather", and_move)
     assert collect.main([str(sweep.folder.path)]) == 2
     assert "No such file or directory" in capsys.readouterr().err and not sweep.folder.path.exists()
 
