@@ -1,7 +1,7 @@
 """python -m hpc.collect SWEEP...: the comparison of a sweep's arms as a table, a CSV and figures.
 
-Parses, calls, prints; hpc.gather reads, hpc.stats computes, hpc.tables and hpc.figures show. One invariant: the same run folders
-give the same bytes.
+Parses, calls, prints; hpc.gather reads, hpc.stats computes, hpc.tables and its siblings and hpc.figures show. One invariant: the same
+run folders give the same bytes.
 """
 
 import argparse
@@ -13,21 +13,34 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from hpc.arguments import folder
+from hpc.metrics import DEFAULT, METRICS
 from seresnet.durable import write_durably
 from seresnet.errors import ConfigError, ToolkitError
 
 if TYPE_CHECKING:
+    from hpc.comparison import Comparison
     from hpc.gather import Gathered
-    from hpc.tables import Comparison
 
 _EXTRA = {"pandas", "matplotlib"}
+#: --format -> the file beside table.md.
+FORMATS = {"md": "table.md", "csv": "table.csv", "latex": "table.tex", "json": "table.json"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """0 when a table was made, however partial; 2 when there is nothing to make one from."""
     arguments = _parse(argv)
+    form = arguments.format or "md"
     try:
-        comparison, written = collect(arguments.sweeps, arguments.baseline, arguments.output, not arguments.no_figures)
+        comparison, written = collect(
+            arguments.sweeps,
+            arguments.baseline,
+            arguments.output,
+            not arguments.no_figures,
+            by=arguments.by,
+            metrics=arguments.metric or DEFAULT,
+            form=form,
+        )
+        _show(comparison, arguments.format, written)
     except ToolkitError as error:
         print(error, file=sys.stderr)
         return 2
@@ -35,16 +48,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         place = error.filename or arguments.output or arguments.sweeps[0]
         print(f"{place}: {error.strerror or error}", file=sys.stderr)
         return 2
-    _show(comparison, written)
     return 0
 
 
 def collect(
-    sweeps: Sequence[Path], baseline: str | None = None, output: Path | None = None, with_figures: bool = True
+    sweeps: Sequence[Path],
+    baseline: str | None = None,
+    output: Path | None = None,
+    with_figures: bool = True,
+    *,
+    by: Sequence[str] = (),
+    metrics: Sequence[str] = DEFAULT,
+    form: str = "md",
 ) -> tuple["Comparison", list[Path]]:
     """Write table.md, runs.csv and figures/*.png into output (one sweep: its own folder); return the table and what was written.
 
-    Raises ConfigError for a folder that is no sweep, an unknown baseline, or where pandas or matplotlib is not installed.
+    by: config keys to group by in place of arms. form: of FORMATS; its file is written, too. Raises ConfigError for a folder that is no
+    sweep, an unknown baseline, key or metric, or where pandas or matplotlib is not installed.
     """
     from hpc.gather import gather  # numpy: --help must not wait for it
 
@@ -59,7 +79,8 @@ def collect(
     try:
         if makes_output:
             output.mkdir(parents=True, exist_ok=True)
-        return _write(gathered, baseline, output, with_figures)
+        comparison = _compare(gathered, baseline, by, metrics)
+        return comparison, _write(gathered, comparison, output, with_figures, form)
     except OSError as error:  # a full disk names no file
         if makes_output:
             raise
@@ -71,47 +92,96 @@ def collect(
         raise ConfigError(f"{error.name} is not installed here. {advice}") from error
 
 
-def _write(gathered: "Gathered", baseline: str | None, output: Path, with_figures: bool) -> tuple["Comparison", list[Path]]:
+def _compare(gathered: "Gathered", baseline: str | None, by: Sequence[str], metrics: Sequence[str]) -> "Comparison":
     # Imported here: --help and a missing extra must not wait for pandas.
-    from hpc import stats, tables
+    from hpc.comparison import compare
 
-    chosen = stats.choose_baseline(gathered.arms, baseline)
-    comparison = tables.Comparison(
-        title=", ".join(dict.fromkeys(row.sweep for row in gathered.rows)),
-        baseline=chosen,
-        gathered=gathered,
-        arms=stats.summarise(gathered, chosen),
-    )
-    files = {output / "table.md": tables.markdown(comparison), output / "runs.csv": stats.runs_csv(gathered.rows)}
-    for path, text in files.items():
-        write_durably(path, text.encode())
+    return compare(gathered, baseline, by, metrics)
+
+
+def _write(gathered: "Gathered", comparison: "Comparison", output: Path, with_figures: bool, form: str) -> list[Path]:
+    from hpc import stats
+
+    # A table that is there already in another form is written anew: two of different days side by side would mislead.
+    forms = [each for each, name in FORMATS.items() if each in ("md", form) or (output / name).is_file()]
+    texts = {FORMATS[each]: text(comparison, each) for each in forms} | {"runs.csv": stats.runs_csv(gathered.rows)}
+    files = {output / name: content for name, content in texts.items()}
+    for path, content in files.items():
+        write_durably(path, content.encode())
     if not with_figures:
-        return comparison, list(files)
+        return list(files)
     from hpc import figures
 
-    return comparison, [*files, *figures.draw(gathered, output / "figures")]
+    return [*files, *figures.draw(comparison.gathered, output / "figures")]
 
 
-def _show(comparison: "Comparison", written: Sequence[Path]) -> None:
+def text(comparison: "Comparison", form: str) -> str:
+    """The table in one of FORMATS."""
+    from hpc import table_data, table_latex, tables
+
+    makers = {"md": tables.markdown, "csv": table_data.csv_text, "latex": table_latex.latex, "json": table_data.json_text}
+    return makers[form](comparison)
+
+
+def _show(comparison: "Comparison", form: str | None, written: Sequence[Path]) -> None:
     from hpc import tables
 
-    if sys.stdout.isatty():
-        tables.print_table(comparison, Console())
+    if form is None and sys.stdout.isatty():
+        from hpc import table_screen
+
+        table_screen.print_table(comparison, Console())
     else:
-        print(tables.markdown(comparison), end="")
+        print(text(comparison, form or "md"), end="")
+    if form in ("csv", "latex"):  # whose readers skip comments, or have none
+        print("\n".join([tables.headline(comparison.gathered), *tables.warnings(comparison)]), file=sys.stderr)
     # To stderr, so that a piped table is a table.
     print("\nwrote " + " ".join(map(str, written)), file=sys.stderr)
 
 
+_ABOUT = """Compare the arms of one or several sweeps: a row an arm, mean and spread over seeds, differences paired by seed.
+The table goes to stdout (on a terminal in a form that fits it), as table.md and runs.csv into the sweep's folder, and as table.csv,
+table.tex or table.json where --format asks for it; a form that is there already is written anew. docs/collect.md explains the columns."""
+
+
+def _words(text: str) -> list[str]:
+    words = [word.strip() for word in text.split(",")]
+    if not all(words):
+        raise argparse.ArgumentTypeError(f"{text!r} has an empty name. Separate names by single commas")
+    return words
+
+
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m hpc.collect", description="Compare the arms of one or several sweeps.")
+    parser = argparse.ArgumentParser(
+        prog="python -m hpc.collect",
+        description=_ABOUT,
+        epilog="metrics:\n" + "\n".join(f"  {name:<26}{metric.meaning}" for name, metric in METRICS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("sweeps", nargs="+", metavar="SWEEP", type=folder, help="a sweep's folder, e.g. runs/ablation")
+    parser.add_argument(
+        "--format", choices=tuple(FORMATS), help="print the table in this form, whatever stdout is, and write its file, too"
+    )
+    parser.add_argument(
+        "--by",
+        metavar="KEY,...",
+        type=_words,
+        default=[],
+        help="rows by values of config keys, e.g. model.attention,optim.lr; default: arm",
+    )
+    parser.add_argument(
+        "--metric",
+        metavar="NAME,...",
+        type=_words,
+        help="columns, from the list below; the difference is of the first (default: accuracies)",
+    )
     parser.add_argument(
         "--baseline", metavar="ARM", help="arm that differences refer to (default: the one called baseline, else the first)"
     )
     parser.add_argument("--output", type=folder, metavar="DIR", help="where the files go (default: into the sweep's folder)")
-    parser.add_argument("--no-figures", action="store_true", help="table.md and runs.csv only, in a fraction of the time")
-    return parser.parse_args(argv)
+    parser.add_argument("--no-figures", action="store_true", help="tables only, in a fraction of the time")
+    arguments = parser.parse_args(argv)
+    arguments.by = [] if arguments.by == ["arm"] else arguments.by
+    return arguments
 
 
 if __name__ == "__main__":

@@ -1,22 +1,27 @@
 """What a comparison of arms says: mean and spread over seeds, and differences paired by seed with their interval.
 
-Pure functions of gathered rows; pandas does the grouping. One invariant: only finished runs are counted, and every number carries its n.
+Pure functions of gathered rows; pandas does the grouping, in one pass for all arms, because a sweep may have thousands. One invariant:
+only finished runs are counted in a mean, and every number carries its n.
 """
 
+import functools
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import pandas as pd
 
 from hpc.gather import Gathered, RunRow
+from hpc.metrics import DEFAULT, METRICS
 from hpc.states import STATES
 from seresnet.errors import ConfigError
+from seresnet.run_folder import TrainResult
 
-#: Columns of runs.csv, in order. Percentages are 0..100.
+#: Columns of runs.csv that the result tells, in order. Percentages are 0..100.
 RESULT_COLUMNS = (
     "parameters",
+    "multiply_adds",
     "last_test_top1_pct",
     "last_val_top1_pct",
     "val_chosen_epoch",
@@ -31,6 +36,7 @@ RESULT_COLUMNS = (
     "world_size",
     "device",
     "amp",
+    "averaged",
     "tier",
     "commit",
     "code_digest",
@@ -39,7 +45,22 @@ RESULT_COLUMNS = (
     "state_digest",
 )
 
-_WHOLE_NUMBERS = ("seed", "epochs_planned", "parameters", "val_chosen_epoch", "best_on_test_epoch", "attempts", "world_size")
+_WHOLE_NUMBERS = (
+    "seed",
+    "epochs_done",
+    "epochs_planned",
+    "restarts",
+    "parameters",
+    "multiply_adds",
+    "val_chosen_epoch",
+    "best_on_test_epoch",
+    "attempts",
+    "world_size",
+)
+
+#: The interval of a difference, as a caption and a program are told.
+CONFIDENCE = 0.95
+TEST = "two-sided paired t-test on the differences at equal seeds"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,20 +81,38 @@ class Difference:
     low: float | None
     high: float | None
 
+    @property
+    def degrees_of_freedom(self) -> int:
+        return self.pairs - 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class ArmSummary:
-    """One line of the table. The three accuracies are on the test set, in percent; they differ in how the epoch was chosen."""
+    """One line of the table. Means are over finished runs; hours, restarts and states are of all runs of the arm."""
 
     arm: str
     is_baseline: bool
     parameters: tuple[int, ...]  # one number, unless the runs of this arm differ
     n: int
-    last: Spread | None
-    val_chosen: Spread | None
-    best_on_test: Spread | None
-    difference: Difference | None  # of last; None for the baseline, and where no seed is in both
+    metrics: Mapping[str, Spread | None]  # every name of hpc.metrics
+    difference: Difference | None  # of the first metric shown; None for the baseline, and where no seed is in both
     states: tuple[tuple[str, int], ...]
+    multiply_adds: tuple[int, ...] = ()  # of one image's forward pass
+    seeds: tuple[int, ...] = ()  # of the finished runs, ascending, twice where a seed occurs twice
+    device_hours: Mapping[str, float] = field(default_factory=dict)  # "gpu", "cpu" -> hours of all attempts; a kind nobody used is absent
+    restarts: int = 0
+
+    @property
+    def last(self) -> Spread | None:
+        return self.metrics["last_test_top1_pct"]
+
+    @property
+    def val_chosen(self) -> Spread | None:
+        return self.metrics["val_chosen_test_top1_pct"]
+
+    @property
+    def best_on_test(self) -> Spread | None:
+        return self.metrics["best_on_test_top1_pct"]
 
 
 def choose_baseline(arms: Sequence[str], wanted: str | None) -> str:
@@ -84,14 +123,41 @@ def choose_baseline(arms: Sequence[str], wanted: str | None) -> str:
         return found[0] if found else arms[0]
     if len(found) != 1:
         problem = "is in several sweeps" if found else "is no arm here"
-        raise ConfigError(f"--baseline {name}: {problem}. Arms: {', '.join(arms)}.")
+        raise ConfigError(f"--baseline {name}: {problem}. Arms: {', '.join(arms[:20])}{', ...' if len(arms) > 20 else ''}.")
     return found[0]
 
 
 def runs_frame(rows: Sequence[RunRow]) -> pd.DataFrame:
     """One row a run, in the order of rows; what the result would tell is empty where there is none."""
-    table = pd.DataFrame([_flat(row) for row in rows], columns=[*_flat_columns(), *RESULT_COLUMNS])
-    return table.astype(dict.fromkeys(_WHOLE_NUMBERS, "Int64"))
+    return pd.DataFrame({key: _column(rows, key) for key in (*_OF_RUNS, *RESULT_COLUMNS)}).astype(dict.fromkeys(_WHOLE_NUMBERS, "Int64"))
+
+
+def _column(rows: Sequence[RunRow], key: str) -> list[object]:
+    if key in _OF_RUNS:
+        tell = _OF_RUNS[key]
+        return [tell(row) for row in rows]
+    return [getattr(row.result, key) if row.result else None for row in rows]
+
+
+#: Columns of runs.csv that runs tell which have no result, too.
+_OF_RUNS: Mapping[str, Callable[[RunRow], object]] = {
+    "sweep": lambda row: row.sweep,
+    "arms": lambda row: "; ".join(row.arms),
+    "run_id": lambda row: row.run_id,
+    "slug": lambda row: row.slug,
+    "seed": lambda row: row.seed,
+    "state": lambda row: row.state,
+    "ending": lambda row: row.ending,
+    "reason": lambda row: row.reason,
+    # A result says it without the journal, which need not be read then.
+    "epochs_done": lambda row: row.result.epochs if row.result else row.epochs_done,
+    "epochs_planned": lambda row: row.epochs_planned,
+    "restarts": lambda row: row.restarts,
+    "device_kind": lambda row: row.device_kind,
+    "device_hours": lambda row: row.device_hours if row.spans else None,
+    "seconds_per_epoch": lambda row: seconds_per_epoch(row.result) if row.result else None,
+    "forked_from": lambda row: row.result.parent.run_id if row.result and row.result.parent else None,
+}
 
 
 def runs_csv(rows: Sequence[RunRow]) -> str:
@@ -99,14 +165,64 @@ def runs_csv(rows: Sequence[RunRow]) -> str:
     return runs_frame(rows).to_csv(index=False, lineterminator="\n")
 
 
-def summarise(gathered: Gathered, baseline: str) -> tuple[ArmSummary, ...]:
-    """One summary an arm, in the order of gathered.arms."""
-    finished = runs_frame(gathered.finished)
-    finished["arm"] = pd.Series([row.arms for row in gathered.finished], index=finished.index, dtype=object)
-    by_arm = dict(list(finished.explode("arm").groupby("arm", sort=False)))
-    nothing = finished.iloc[:0]
-    reference = by_arm.get(baseline, nothing)
-    return tuple(_summary(gathered, arm, baseline, by_arm.get(arm, nothing), reference) for arm in gathered.arms)
+def seconds_per_epoch(result: TrainResult) -> float | None:
+    """Training and evaluation, mean over the run's own epochs: a fork did not train those before its parent's checkpoint."""
+    own = 1.0 if result.parent is None else (result.step - result.parent.step) / max(1, result.step)
+    return result.seconds / (result.epochs * own) if result.epochs * own > 0 else None
+
+
+def summarise(gathered: Gathered, baseline: str, metric: str = DEFAULT[0]) -> tuple[ArmSummary, ...]:
+    """One summary an arm, in the order of gathered.arms; the differences are of metric."""
+    arms = _by_arm(gathered)
+    finished = _finished(gathered)
+    spreads = _spreads(finished)
+    differences = paired_differences(finished, baseline, metric)
+    return tuple(
+        ArmSummary(
+            arm=arm,
+            is_baseline=arm == baseline,
+            parameters=_numbers(rows, "parameters"),
+            multiply_adds=_numbers(rows, "multiply_adds"),
+            n=sum(row.state == "finished" for row in rows),
+            seeds=tuple(sorted(row.seed for row in rows if row.state == "finished" and row.seed is not None)),
+            metrics={name: spreads[name].get(arm) for name in METRICS},
+            difference=None if arm == baseline else differences.get(arm),
+            device_hours=_hours(rows),
+            restarts=sum(row.restarts for row in rows),
+            states=count_states(rows),
+        )
+        for arm, rows in arms.items()
+    )
+
+
+def _by_arm(gathered: Gathered) -> dict[str, list[RunRow]]:
+    """gathered.of_arm for all arms at once: one by one it would look at every run for each of 1,000 arms."""
+    found: dict[str, list[RunRow]] = {arm: [] for arm in gathered.arms}
+    for row in gathered.rows:
+        for arm in row.arms:
+            if arm in found:
+                found[arm].append(row)
+    return found
+
+
+def _finished(gathered: Gathered) -> pd.DataFrame:
+    """A line for each arm of each finished run: arm, seed, metrics."""
+    rows = gathered.finished
+    frame = pd.DataFrame({key: pd.Series(_column(rows, key), dtype=float) for key in ("seed", *METRICS)})
+    frame.insert(0, "arm", pd.Series([row.arms for row in rows], index=frame.index, dtype=object))
+    return frame.explode("arm").dropna(subset=["arm"])
+
+
+def _numbers(rows: Sequence[RunRow], key: str) -> tuple[int, ...]:
+    return tuple(sorted({number for row in rows if row.result and (number := getattr(row.result, key)) is not None}))
+
+
+def _hours(rows: Sequence[RunRow]) -> dict[str, float]:
+    hours: dict[str, float] = {}
+    for row in rows:
+        if row.device_kind is not None and row.spans:
+            hours[row.device_kind] = hours.get(row.device_kind, 0.0) + row.device_hours
+    return dict(sorted(hours.items(), reverse=True))
 
 
 def count_states(rows: Sequence[RunRow]) -> tuple[tuple[str, int], ...]:
@@ -121,24 +237,49 @@ def spread(values: "pd.Series[float]") -> Spread | None:
     present = values.dropna().astype(float)
     if present.empty:
         return None
-    return Spread(n=len(present), mean=float(present.mean()), std=float(present.std(ddof=1)) if len(present) > 1 else None)
+    return _spread(len(present), float(present.mean()), float(present.std(ddof=1)))
 
 
-def paired_difference(runs: pd.DataFrame, reference: pd.DataFrame, column: str) -> Difference | None:
-    """runs minus reference at the seeds that both have. None without such a seed, or if a seed occurs twice in either."""
-    ours, theirs = (frame.dropna(subset=["seed", column]).set_index("seed")[column].astype(float) for frame in (runs, reference))
-    if not (ours.index.is_unique and theirs.index.is_unique):
-        return None
-    change = (ours - theirs).dropna()
-    of_pairs = spread(change)
-    if of_pairs is None:
-        return None
-    if of_pairs.std is None:
-        return Difference(pairs=1, mean=of_pairs.mean, low=None, high=None)
-    half = t_quantile(0.975, of_pairs.n - 1) * of_pairs.std / math.sqrt(of_pairs.n)
-    return Difference(pairs=of_pairs.n, mean=of_pairs.mean, low=of_pairs.mean - half, high=of_pairs.mean + half)
+def _spread(n: int, mean: float, std: float) -> Spread:
+    return Spread(n=n, mean=mean, std=std if n > 1 else None)
 
 
+def _spreads(finished: pd.DataFrame) -> dict[str, dict[str, Spread]]:
+    """Metric -> arm -> spread."""
+    grouped = finished.groupby("arm", sort=False)
+    found = {}
+    for name in METRICS:
+        table = grouped[name].agg(["count", "mean", "std"])
+        lines = zip(table.index, table["count"], table["mean"], table["std"], strict=True)
+        found[name] = {arm: _spread(int(n), float(mean), float(std)) for arm, n, mean, std in lines if n}
+    return found
+
+
+def paired_differences(finished: pd.DataFrame, baseline: str, metric: str) -> dict[str, Difference]:
+    """Arm -> its differences to the baseline at the seeds that both have. finished: columns arm, seed and metric.
+
+    Absent without such a seed, and if a seed occurs twice in the arm or the baseline: which to pair would be a guess.
+    """
+    there = finished.dropna(subset=["seed", metric])
+    twice = set(there.loc[there.duplicated(["arm", "seed"]), "arm"])
+    reference = there[there["arm"] == baseline]
+    if baseline in twice or reference.empty:
+        return {}
+    others = there[(there["arm"] != baseline) & ~there["arm"].isin(twice)]
+    change = others[metric] - others["seed"].map(reference.set_index("seed")[metric]).astype(float)
+    table = change.groupby(others["arm"], sort=False).agg(["count", "mean", "std"])
+    lines = zip(table.index, table["count"], table["mean"], table["std"], strict=True)
+    return {str(arm): _difference(int(n), float(mean), float(std)) for arm, n, mean, std in lines if n}
+
+
+def _difference(pairs: int, mean: float, std: float) -> Difference:
+    if pairs == 1:
+        return Difference(pairs=1, mean=mean, low=None, high=None)
+    half = t_quantile((1 + CONFIDENCE) / 2, pairs - 1) * std / math.sqrt(pairs)
+    return Difference(pairs=pairs, mean=mean, low=mean - half, high=mean + half)
+
+
+@functools.lru_cache(maxsize=1024)
 def t_quantile(probability: float, freedom: int) -> float:
     """Quantile of Student's t for whole degrees of freedom and 0.5 <= probability < 1.
 
@@ -168,38 +309,3 @@ def _t_central_mass(angle: float, freedom: int) -> float:
         total += term
     mass = math.sin(angle) * total
     return 2 / math.pi * (angle + mass) if odd else mass
-
-
-def _summary(gathered: Gathered, arm: str, baseline: str, runs: pd.DataFrame, reference: pd.DataFrame) -> ArmSummary:
-    return ArmSummary(
-        arm=arm,
-        is_baseline=arm == baseline,
-        parameters=tuple(sorted({int(number) for number in runs["parameters"]})),
-        n=len(runs),
-        last=spread(runs["last_test_top1_pct"]),
-        val_chosen=spread(runs["val_chosen_test_top1_pct"]),
-        best_on_test=spread(runs["best_on_test_top1_pct"]),
-        difference=None if arm == baseline else paired_difference(runs, reference, "last_test_top1_pct"),
-        states=count_states(gathered.of_arm(arm)),
-    )
-
-
-def _flat_columns() -> tuple[str, ...]:
-    return ("sweep", "arms", "run_id", "slug", "seed", "state", "ending", "reason", "epochs_done", "epochs_planned")
-
-
-def _flat(row: RunRow) -> dict[str, object]:
-    values = (
-        row.sweep,
-        "; ".join(row.arms),
-        row.run_id,
-        row.slug,
-        row.seed,
-        row.state,
-        row.ending,
-        row.reason,
-        row.epochs_done,
-        row.setting("train", "epochs"),
-    )
-    flat = dict(zip(_flat_columns(), values, strict=True))
-    return flat | {key: getattr(row.result, key) if row.result else None for key in RESULT_COLUMNS}

@@ -1,7 +1,7 @@
 """Draws a sweep's table as its terminal shows it: python tools/table_picture.py runs/SWEEP docs/images/table.svg
 
-The picture in README comes from here and from a real sweep. Computes nothing: hpc.stats and hpc.tables do. One invariant: the file
-loads nothing from outside, so it looks the same wherever it is shown.
+The picture in README comes from here and from a real sweep. Computes nothing: hpc.comparison and hpc.table_screen do. One invariant: the
+file loads nothing from outside, so it looks the same wherever it is shown.
 """
 
 import io
@@ -10,9 +10,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from hpc.comparison import compare
 from hpc.gather import gather
-from hpc.stats import choose_baseline, summarise
-from hpc.tables import Comparison, print_table
+from hpc.table_screen import print_table
 
 WIDTH = 100
 
@@ -41,9 +41,7 @@ SVG = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" 
 
 def picture(sweep: Path) -> str:
     """The SVG text. Raises ToolkitError where the folder is no sweep."""
-    gathered = gather([sweep])
-    baseline = choose_baseline(gathered.arms, None)
-    comparison = Comparison(title=sweep.name, baseline=baseline, gathered=gathered, arms=summarise(gathered, baseline))
+    comparison = compare(gather([sweep]), title=sweep.name)
     console = Console(record=True, file=io.StringIO(), width=WIDTH, force_terminal=True, color_system="truecolor", highlight=False)
     print_table(comparison, console)
     return console.export_svg(title=f"python -m hpc.collect {sweep}", code_format=SVG, unique_id="table")

@@ -1,0 +1,69 @@
+"""--by KEY,...: the runs of a comparison grouped by values of their configs in place of arms.
+
+Groups are named and put in order here; everything else treats them as arms. One invariant: every run that was in an arm is in exactly
+one group, also where its config cannot be read.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from hpc.gather import Gathered, RunRow
+from seresnet.config_file import key_fix, key_specs
+from seresnet.errors import ConfigError
+
+#: The group of runs whose run.yaml is gone or damaged.
+UNKNOWN = "config unknown"
+
+
+def regroup(gathered: Gathered, keys: Sequence[str]) -> Gathered:
+    """The same rows with groups as arms, in the order in which their first runs stand. Raises ConfigError for a key that no config has.
+
+    A run that several sweeps have is in one row, the finished one: as two it would be a seed that occurs twice.
+    """
+    for key in keys:
+        _check(key, gathered.rows)
+    rows = [replace(row, arms=(group_of(row, keys),)) if row.arms else row for row in _once(gathered.rows)]
+    arms = dict.fromkeys(row.arms[0] for row in rows if row.arms)
+    arms = {arm: None for arm in arms if arm != UNKNOWN} | {arm: None for arm in arms if arm == UNKNOWN}
+    return Gathered(arms=tuple(arms), rows=tuple(rows), skipped=gathered.skipped)
+
+
+def group_of(row: RunRow, keys: Sequence[str]) -> str:
+    """ "model.attention=se, optim.lr=0.1"."""
+    if row.config is None:
+        return UNKNOWN
+    return ", ".join(f"{key}={show(row.setting(*_split(key)))}" for key in keys)
+
+
+def show(value: Any) -> str:
+    """A value as configs write it; a key that is absent or null is unset. 1.0 and 1 are one value, as in run ids."""
+    if value is None:
+        return "unset"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        return str(int(value))
+    return f"[{', '.join(map(show, value))}]" if isinstance(value, list | tuple) else str(value)
+
+
+def _once(rows: Sequence[RunRow]) -> list[RunRow]:
+    """Of rows with one run id the first that is finished, else the first, in the place of the first."""
+    found: dict[str, RunRow] = {}
+    for row in rows:
+        known = found.setdefault(row.run_id, row)
+        if row.arms and (not known.arms or (known.state != "finished" and row.state == "finished")):
+            found[row.run_id] = row
+    return list(found.values())
+
+
+def _check(key: str, rows: Sequence[RunRow]) -> None:
+    section, name = _split(key)
+    if key in key_specs() or any(row.config and isinstance(part := row.config.get(section), dict) and name in part for row in rows):
+        return
+    raise ConfigError(f"--by {key}: no config has this key. {key_fix(key)}")
+
+
+def _split(key: str) -> tuple[str, str]:
+    section, _, name = key.partition(".")
+    return section, name

@@ -1,0 +1,82 @@
+"""The table on a terminal of any width from 80 columns up: first whole, then with numbers over two lines, then without what matters least.
+
+hpc.tables has the texts. One invariant: what is left out for want of room is named.
+"""
+
+import re
+import textwrap
+from collections.abc import Sequence
+
+import rich.box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from hpc.comparison import Comparison
+from hpc.tables import Column, caption, columns, headline, lists
+from seresnet.errors import printable
+
+#: So wide an arm's name is before it is broken.
+_NAME_WIDTH = 24
+#: Wider than any terminal: how much room a table would take.
+_ENDLESS = 10_000
+
+
+def print_table(comparison: Comparison, console: Console) -> None:
+    """The whole table page."""
+    first = headline(comparison.gathered)
+    console.print(Text(first, style="bold yellow" if "PARTIAL" in first or "MIXED" in first else "bold green"))
+    table, left_out = _fitting(columns(comparison), console)
+    console.print(table)
+    if left_out:
+        console.print(Text(f"No room at {console.width} columns for {', '.join(left_out)}: table.md has them.", style="dim"))
+    for line in caption(comparison):
+        console.print(Text(line, style="dim"))
+    for title, entries in lists(comparison):
+        style = "bold yellow" if title == "Warnings" else "bold"
+        console.print(Text(f"\n{title}", style=style))
+        for entry in entries:
+            console.print(Text(f"  {printable(entry)}"))
+
+
+def _fitting(every: Sequence[Column], console: Console) -> tuple[Table, list[str]]:
+    """The widest form that fits, and the names of the columns that it lacks."""
+    whole = _table(every, is_folded=False)
+    if _width(whole, console) <= console.width:
+        return whole, []
+    shown = list(every)
+    table = _table(shown, is_folded=True)
+    while _width(table, console) > console.width and any(column.value for column in shown):
+        shown.remove(min((column for column in shown if column.value), key=lambda column: column.value))
+        table = _table(shown, is_folded=True)
+    return table, [column.name for column in every if column not in shown]
+
+
+def _width(table: Table, console: Console) -> int:
+    return console.measure(table, options=console.options.update(width=_ENDLESS)).maximum
+
+
+def _table(shown: Sequence[Column], *, is_folded: bool) -> Table:
+    table = Table(box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for column in shown:
+        name = column.short if is_folded else column.name
+        table.add_column(name, justify="left" if column.is_text else "right", overflow="fold", vertical="top")
+    texts = [[_cell(column, text, is_folded) for text in column.cells] for column in shown]
+    for line in zip(*texts, strict=True):
+        table.add_row(*line, end_section=is_folded)
+    return table
+
+
+def _cell(column: Column, text: str, is_folded: bool) -> Text:
+    text = printable(text)
+    if not is_folded:
+        return Text(text)
+    if column.name == "arm":
+        return Text("\n".join(textwrap.wrap(text, _NAME_WIDTH, break_on_hyphens=False)))
+    return Text(_fold(text))
+
+
+def _fold(text: str) -> str:
+    """Over several lines: mean, spread, interval, pairs; a state each."""
+    text = re.sub(r" (?=[±\[/+]|\(n)", "\n", text)
+    return re.sub(r", (?=\d)", ",\n", text)
