@@ -155,7 +155,7 @@ def _unequal_seeds(comparison: Comparison) -> Iterator[str]:
     for seeds, arms in lacking.items():
         yield (
             f"MISSING SEEDS: {_names(arms)} {_have(arms)} no finished run of seed {_ranges(seeds)}, which other arms have. Means are over"
-            " different seeds, the paired difference is not: finish these runs (python -m hpc.launch), or quote it."
+            " different seeds, the paired difference is over equal ones: finish these runs (python -m hpc.launch), or quote the difference."
         )
 
 

@@ -3,12 +3,13 @@
 One invariant: from the moment at which the plan names the tasks, a lock says that this launcher has them, for as long as it lives.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
 from hpc import draft as drafts
-from hpc import launch_watch, local, locks
+from hpc import launch_text, launch_watch, local, locks
 from hpc.draft import Draft
 from hpc.launch_session import Session, planning
 from hpc.launch_write import send_code, write_launch
@@ -38,7 +39,7 @@ def train(session: Session, prepare: Callable[[], Draft], text: Callable[[Draft]
             for submission_id, _ in numbered:
                 held.enter_context(locks.holding(session.sweep.local_lock(submission_id)))
             _, entries, plan = write_launch(session, draft, text(draft))
-        mine = [task for entry in entries for task in entry.tasks]
+        mine, began = [task for entry in entries for task in entry.tasks], time.time()
 
         def look(listed: local.Listed) -> Sequence[RunProgress]:
             queue = Queue(tasks=listed, asked=frozenset(mine))
@@ -48,7 +49,9 @@ def train(session: Session, prepare: Callable[[], Draft], text: Callable[[Draft]
     _note_done(session, entries)
     if was_stopped:
         session.say(f"stopped; go on with: {session.request.command()}")
-    return launch_watch.ending(session, launch_watch.look(session, plan, Queue()))
+    code = launch_watch.ending(session, launch_watch.look(session, plan, Queue()))
+    session.say(*launch_text.made_tables(session.sweep.path, began))
+    return code
 
 
 def try_first(session: Session, prepare: Callable[[], Draft]) -> None:

@@ -84,6 +84,19 @@ def next_steps(sweep: Path) -> list[str]:
     return [f"progress: python -m hpc.status {folder}", f"table:    python -m hpc.collect {folder}"]
 
 
+def made_tables(sweep: Path, since: float) -> list[str]:
+    """Where the table and the page are that the task wrote which ended the last run; since: unix time of the launch."""
+    made = [path for name in ("table.md", "report.html") if _is_since(path := sweep / name, since)]
+    return [f"written: {' '.join(map(str, made))}"] if made else []
+
+
+def _is_since(path: Path, since: float) -> bool:
+    try:
+        return path.stat().st_mtime >= since
+    except OSError:
+        return False
+
+
 def _site_text(draft: Draft, room: local.Room) -> str:
     if draft.is_local:
         where = "this machine" if draft.site.scheduler == "local" else f"this machine instead of {draft.site.name}"

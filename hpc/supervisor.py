@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hpc import slurm
+from hpc import last_table, slurm
 from hpc.attempt_runner import why_stop
 from hpc.follower import follow
 from hpc.gpu_use import Sampler
@@ -54,6 +54,7 @@ def run_task(
     try:
         with renewing(told.sweep):
             pack.run()
+        last_table.write_if_last(told)  # before the mirror is told to stop, which meanwhile publishes
     finally:
         sampler.stop()
         mirror.stop()

@@ -6,6 +6,7 @@ hpc.tables has the texts. One invariant: what is left out for want of room is na
 import re
 import textwrap
 from collections.abc import Sequence
+from enum import IntEnum
 
 import rich.box
 from rich.console import Console
@@ -39,16 +40,25 @@ def print_table(comparison: Comparison, console: Console) -> None:
             console.print(Text(f"  {printable(entry)}"))
 
 
+class _Form(IntEnum):
+    """How much room a table takes, from most to least."""
+
+    WHOLE = 0
+    SHORT_HEADS = 1
+    FOLDED_TEXT = 2  # names and states over several lines
+    FOLDED = 3  # numbers, too
+
+
 def _fitting(every: Sequence[Column], console: Console) -> tuple[Table, list[str]]:
     """The widest form that fits, and the names of the columns that it lacks."""
-    whole = _table(every, is_folded=False)
-    if _width(whole, console) <= console.width:
-        return whole, []
+    for form in _Form:
+        table = _table(every, form)
+        if _width(table, console) <= console.width:
+            return table, []
     shown = list(every)
-    table = _table(shown, is_folded=True)
     while _width(table, console) > console.width and any(column.value for column in shown):
         shown.remove(min((column for column in shown if column.value), key=lambda column: column.value))
-        table = _table(shown, is_folded=True)
+        table = _table(shown, _Form.FOLDED)
     return table, [column.name for column in every if column not in shown]
 
 
@@ -56,27 +66,25 @@ def _width(table: Table, console: Console) -> int:
     return console.measure(table, options=console.options.update(width=_ENDLESS)).maximum
 
 
-def _table(shown: Sequence[Column], *, is_folded: bool) -> Table:
+def _table(shown: Sequence[Column], form: _Form) -> Table:
     table = Table(box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for column in shown:
-        name = column.short if is_folded else column.name
+        name = column.name if form is _Form.WHOLE else column.short
         table.add_column(name, justify="left" if column.is_text else "right", overflow="fold", vertical="top")
-    texts = [[_cell(column, text, is_folded) for text in column.cells] for column in shown]
+    texts = [[_cell(column, text, form) for text in column.cells] for column in shown]
     for line in zip(*texts, strict=True):
-        table.add_row(*line, end_section=is_folded)
+        table.add_row(*line, end_section=form >= _Form.FOLDED_TEXT)
     return table
 
 
-def _cell(column: Column, text: str, is_folded: bool) -> Text:
+def _cell(column: Column, text: str, form: _Form) -> Text:
     text = printable(text)
-    if not is_folded:
-        return Text(text)
-    if column.name == "arm":
-        return Text("\n".join(textwrap.wrap(text, _NAME_WIDTH, break_on_hyphens=False)))
-    return Text(_fold(text))
+    if form is _Form.FOLDED or (form is _Form.FOLDED_TEXT and column.is_text):
+        text = "\n".join(textwrap.wrap(text, _NAME_WIDTH, break_on_hyphens=False)) if column.name == "arm" else _fold(text)
+    return Text(text)
 
 
 def _fold(text: str) -> str:
-    """Over several lines: mean, spread, interval, pairs; a state each."""
-    text = re.sub(r" (?=[±\[/+]|\(n)", "\n", text)
-    return re.sub(r", (?=\d)", ",\n", text)
+    """Over several lines: mean, spread, both ends of the interval, pairs; a state each."""
+    text = re.sub(r" (?=[±\[/]|\+ |\(n)", "\n", text)
+    return re.sub(r", (?=[-+\d])", ",\n", text)

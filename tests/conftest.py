@@ -18,7 +18,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
-    """A shell starts its background jobs with SIGINT ignored, which every child inherits: tests of Ctrl-C would wait for ever."""
+    """What every test starts from, and its children.
+
+    A shell starts its background jobs with SIGINT ignored: tests of Ctrl-C would wait for ever. And a table at the end of every sweep that
+    is trained here would cost seconds each; tests/hpc/test_last_table.py has them made.
+    """
+    os.environ.setdefault("HPC_TABLE_AT_END", "off")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -88,6 +88,14 @@ class FakeSweep:
             when = {"time": now - 1800 * hours} if hours else {}
             folder.end(generation).write_text(json.dumps({"ending": ending, "reason": reason, **when}))
 
+    def lasted(self, arm: str, seed: int, hours: float, generation: int = 1) -> None:
+        """The attempt began at a fixed time and ended so much later: its hours are exact."""
+        folder = self.of(arm, seed)
+        claim, end = (json.loads(path.read_text()) for path in (folder.claim(generation), folder.end(generation)))
+        claim["owner"]["started"], end["time"] = 1.7e9, 1.7e9 + 3600 * hours
+        folder.claim(generation).write_text(json.dumps(claim))
+        folder.end(generation).write_text(json.dumps(end))
+
     def beat(self, arm: str, seed: int, generation: int = 1) -> None:
         """The attempt's owner lives, wherever it is."""
         self.of(arm, seed).beat(generation).write_text("1")

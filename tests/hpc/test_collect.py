@@ -15,10 +15,12 @@ from fake_sweep import FakeSweep, in_every_state
 from rich.console import Console
 
 from hpc import collect
+from hpc.comparison import Comparison
 from hpc.gather import gather
 from hpc.states import Queue, run_states
 from hpc.stats import runs_frame
-from hpc.tables import Comparison, headline, print_table, problem_lines
+from hpc.table_screen import print_table
+from hpc.tables import headline, problem_lines
 from seresnet.run_folder import RunFolder
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -27,11 +29,13 @@ GOLDEN = Path(__file__).parent.parent / "golden"
 def mixed_sweep(root: Path) -> FakeSweep:
     """Six runs: three finished, of them one elsewhere; one crashed, one running, one never started."""
     sweep = FakeSweep(root, seeds=3)
-    sweep.finish("baseline", 0)
-    sweep.finish("baseline", 1)
+    sweep.finish("baseline", 0, multiply_adds=11_345_678)
+    sweep.finish("baseline", 1, multiply_adds=11_345_678)
     sweep.finish("se", 0, device="cuda: NVIDIA H100", tier="T2")
     sweep.train("se", 1, range(1, 4))
     sweep.attempt("se", 1, "crashed", "RuntimeError: expected scalar type\nFloat")
+    for arm, seed, hours in (("baseline", 0, 1.5), ("baseline", 1, 2.25), ("se", 1, 0.125)):
+        sweep.lasted(arm, seed, hours)
     sweep.train("se", 2, range(1, 3))
     sweep.attempt("se", 2, "preempted", generation=1)
     sweep.attempt("se", 2, generation=2)
@@ -49,11 +53,29 @@ def outputs(folder: Path) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize(("written", "golden"), [("table.md", "collect_table.md"), ("runs.csv", "collect_runs.csv")])
-def test_table_and_csv_are_the_golden_ones(tmp_path: Path, written: str, golden: str) -> None:
+@pytest.mark.parametrize("form", ["md", "csv", "latex", "json"])
+def test_every_form_is_the_golden_one_on_stdout_and_in_its_file(tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str) -> None:
+    sweep = mixed_sweep(tmp_path)
+    assert collect.main([str(sweep.folder.path), "--no-figures", "--format", form]) == 0
+    name = collect.FORMATS[form]
+    golden = (GOLDEN / f"collect_{name}").read_text()
+    assert (sweep.folder.path / name).read_text() == golden
+    assert capsys.readouterr().out == golden
+
+
+def test_the_csv_of_runs_is_the_golden_one(tmp_path: Path) -> None:
     sweep = mixed_sweep(tmp_path)
     collect_text(sweep)
-    assert (sweep.folder.path / written).read_text() == (GOLDEN / golden).read_text()
+    assert (sweep.folder.path / "runs.csv").read_text() == (GOLDEN / "collect_runs.csv").read_text()
+
+
+def test_a_form_that_is_there_already_is_never_older_than_the_table(tmp_path: Path) -> None:
+    sweep = mixed_sweep(tmp_path)
+    collect.collect([sweep.folder.path], with_figures=False, form="json")
+    sweep.finish("se", 1)
+    _, written = collect.collect([sweep.folder.path], with_figures=False)
+    assert [path.name for path in written] == ["table.md", "table.json", "runs.csv"]
+    assert "4 of 6 runs finished" in (sweep.folder.path / "table.json").read_text()
 
 
 def test_numbers_equal_an_independent_pandas_computation_from_raw_files(tmp_path: Path) -> None:
@@ -270,6 +292,9 @@ def test_terminal_table_fits_and_loses_nothing(tmp_path: Path, width: int) -> No
     assert lines[0].startswith("PARTIAL: 3 of 6 runs finished")
     for arm in comparison.arms:
         assert arm.last is not None and any(f"{arm.last.mean:.2f}" in line and arm.arm in line for line in lines)
+    assert any("1 lost" in line for line in lines), "the states"
+    is_there = any("0.12" in line for line in lines)  # hours of se
+    assert is_there or any("No room at 80 columns for" in line and "CPU core-hours" in line for line in lines)
 
 
 def test_piped_output_is_the_markdown_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

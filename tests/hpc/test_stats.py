@@ -10,8 +10,9 @@ from fake_sweep import FakeSweep
 from scipy import stats as reference
 
 from hpc.gather import gather
-from hpc.stats import choose_baseline, paired_difference, runs_frame, spread, summarise, t_quantile
+from hpc.stats import Difference, choose_baseline, paired_differences, runs_frame, seconds_per_epoch, spread, summarise, t_quantile
 from seresnet.errors import ConfigError
+from seresnet.run_folder import Parent
 
 
 @pytest.mark.parametrize("probability", [0.5, 0.9, 0.975, 0.9995])
@@ -33,27 +34,32 @@ def test_one_run_has_no_standard_deviation_and_none_has_no_mean() -> None:
     assert spread(pd.Series([None, None], dtype=float)) is None
 
 
-def arm(**accuracy_of_seed: float) -> pd.DataFrame:
-    return pd.DataFrame({"seed": [int(name[1:]) for name in accuracy_of_seed], "top1": list(accuracy_of_seed.values())})
+def difference(ours: dict[int, float], theirs: dict[int, float]) -> Difference | None:
+    """Of an arm to a baseline, given as seed -> value."""
+    lines = [(name, seed, value) for name, values in (("se", ours), ("base", theirs)) for seed, value in values.items()]
+    return paired_differences(pd.DataFrame(lines, columns=["arm", "seed", "top1"]), "base", "top1").get("se")
 
 
 def test_difference_is_paired_by_seed_and_its_interval_is_scipys() -> None:
-    ours, theirs = arm(s2=93.0, s0=91.0, s1=92.5, s7=1.0), arm(s0=90.0, s1=90.5, s2=92.5, s9=2.0)
-    found = paired_difference(ours, theirs, "top1")
-    expected = reference.ttest_rel([91.0, 92.5, 93.0], [90.0, 90.5, 92.5]).confidence_interval(0.95)
-    assert found is not None and found.pairs == 3
-    assert (found.mean, found.low, found.high) == pytest.approx((7 / 6, expected.low, expected.high))
+    found = difference({2: 93.0, 0: 91.0, 1: 92.5, 7: 1.0}, {0: 90.0, 1: 90.5, 2: 92.5, 9: 2.0})
+    expected = reference.ttest_rel([91.0, 92.5, 93.0], [90.0, 90.5, 92.5])
+    interval = expected.confidence_interval(0.95)
+    assert found is not None and (found.pairs, found.degrees_of_freedom) == (3, expected.df)
+    assert (found.mean, found.low, found.high) == pytest.approx((7 / 6, interval.low, interval.high))
 
 
 def test_one_pair_has_no_interval_and_no_common_seed_no_difference() -> None:
-    found = paired_difference(arm(s0=91.0), arm(s0=90.0, s1=1.0), "top1")
+    found = difference({0: 91.0}, {0: 90.0, 1: 1.0})
     assert found is not None and (found.pairs, found.mean, found.low) == (1, 1.0, None)
-    assert paired_difference(arm(s0=91.0), arm(s1=90.0), "top1") is None
+    assert difference({0: 91.0}, {1: 90.0}) is None
+    assert difference({0: 91.0}, {}) is None
 
 
-def test_a_seed_that_occurs_twice_in_an_arm_is_not_paired_by_guessing() -> None:
-    twice = pd.concat([arm(s0=91.0), arm(s0=92.0)])
-    assert paired_difference(twice, arm(s0=90.0), "top1") is None
+@pytest.mark.parametrize("whose", ["se", "base"])
+def test_a_seed_that_occurs_twice_is_not_paired_by_guessing_and_costs_no_other_arm(whose: str) -> None:
+    lines = [("base", 0, 90.0), ("se", 0, 91.0), ("wide", 0, 94.0), (whose, 0, 92.0)]
+    found = paired_differences(pd.DataFrame(lines, columns=["arm", "seed", "top1"]), "base", "top1")
+    assert {arm: each.mean for arm, each in found.items()} == ({"wide": 4.0} if whose == "se" else {})
 
 
 def test_summary_agrees_with_numpy_on_the_records(tmp_path: Path) -> None:
@@ -69,6 +75,25 @@ def test_summary_agrees_with_numpy_on_the_records(tmp_path: Path) -> None:
     difference = summaries["se"].difference
     assert difference is not None and (difference.low, difference.high) == pytest.approx((interval.low, interval.high))
     assert summaries["baseline"].is_baseline and summaries["baseline"].difference is None
+
+
+def test_hours_and_restarts_are_those_of_all_attempts_and_seconds_those_of_kept_epochs(tmp_path: Path) -> None:
+    sweep = FakeSweep(tmp_path, seeds=2, epochs=6)
+    sweep.finish("se", 0, seconds=15.0)
+    sweep.finish("se", 1, seconds=21.0)
+    sweep.attempt("se", 1, "preempted", generation=2)
+    for seed, hours, generation in ((0, 1.5, 1), (1, 0.25, 1), (1, 4.0, 2)):
+        sweep.lasted("se", seed, hours, generation)
+    _, se = summarise(gather([sweep.folder.path]), "baseline")
+    assert (se.device_hours, se.restarts) == ({"cpu": 5.75}, 1)
+    seconds = se.metrics["seconds_per_epoch"]
+    assert seconds is not None and (seconds.mean, seconds.std) == pytest.approx((3.0, np.std([15 / 6, 21 / 6], ddof=1)))
+
+
+def test_a_fork_is_timed_by_the_epochs_that_it_trained_itself(tmp_path: Path) -> None:
+    parent = Parent(run_id="0" * 12, slug="old", step=20, checkpoint="x", state_digest="y")
+    result = FakeSweep(tmp_path, seeds=1, epochs=6).finish("se", 0, seconds=10.0, parent=parent)
+    assert result.step == 60 and seconds_per_epoch(result) == pytest.approx(10.0 / 4)
 
 
 def test_unfinished_runs_are_states_and_not_numbers(tmp_path: Path) -> None:

@@ -104,6 +104,7 @@ class Cluster:
         """Start a program as the ordinary user, with a clean environment plus `env`."""
         person = pwd.getpwnam(USER)
         whole = {"PATH": os.environ["PATH"], "HOME": str(self.path / "home"), "USER": USER, "LOGNAME": USER, "LANG": "C.UTF-8"}
+        whole["HPC_TABLE_AT_END"] = os.environ.get("HPC_TABLE_AT_END", "off")  # see tests/conftest.py
         return subprocess.Popen(
             list(args), cwd=cwd or self.work, env=whole | {"OMP_NUM_THREADS": "1"} | self.env | dict(env), text=True,
             user=person.pw_uid, group=person.pw_gid, extra_groups=[], umask=0o022,

@@ -1,0 +1,108 @@
+"""The table of a sweep, written by the task that ends its last run, so that it waits for the user.
+
+A child process does it, `python -m hpc.collect SWEEP`, with a time limit; its words go to logs/table.txt. Three invariants: a stop
+request ends it at once, nothing of it reaches the task's exit code, and who cannot know whether a run has somebody lets it be.
+"""
+
+import contextlib
+import logging
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+
+from hpc import hold, locks, queues
+from hpc.paths import Plan, Submissions, SweepFolder
+from hpc.ranks import POLL_S, UNKILLABLE_S, kill_group, start_process
+from hpc.states import MISSING, Queue, facts_of, state_of
+from hpc.task import Task
+from seresnet.claims import this_process
+
+log = logging.getLogger("hpc.supervisor")
+
+#: The environment variable that keeps tasks from making tables: HPC_TABLE_AT_END=off.
+SWITCH = "HPC_TABLE_AT_END"
+#: 1,000 runs with their figures take a few seconds, on a slow file system perhaps a minute; the task's devices idle meanwhile.
+LIMIT_S = 120.0
+
+
+def write_if_last(task: Task, command: Sequence[str] | None = None, limit_s: float = LIMIT_S) -> None:
+    """Make the table if every run of the sweep is finished or has nobody any more. Raises nothing. command: in place of hpc.collect."""
+    if task.env.get(SWITCH, "").lower() == "off" or task.should_stop():
+        return
+    try:
+        waits_for = _who_has_one(task.sweep, task.name)
+        if waits_for:
+            log.info("table=later waits_for=%s", waits_for)
+            return
+        with _alone(task, limit_s) as is_mine:
+            if is_mine:
+                _write(task, command or (sys.executable, "-m", "hpc.collect", str(task.sweep.path.resolve())), limit_s)
+    except Exception as error:  # the runs are trained, and that is what this task is judged by
+        log.warning("table=none error=%s", error)
+
+
+def _who_has_one(sweep: SweepFolder, own_task: str) -> str | None:
+    """A run that somebody else has or may have, in words; None if there is none. What this task has not finished, nobody has."""
+    plan, here = Plan.read(sweep), this_process()
+    cancelled = hold.cancelled_runs(sweep, plan)
+    newest = {run_id: task for task, run_ids in plan.tasks.items() for run_id in run_ids}
+    has_result = {run_id: sweep.run_folder(run_id, plan).result.exists() for run_id, entry in plan.runs.items() if entry.arms}
+    queue: Queue | None = None
+    # Those without a result first, from the end: the first look mostly says that others are still at work.
+    backwards = [*has_result][::-1]
+    for run_id in [run_id for wanted in (False, True) for run_id in backwards if has_result[run_id] is wanted]:
+        facts = facts_of(sweep.run_folder(run_id, plan), here, run_id=run_id)
+        state = state_of(plan, run_id, facts, None, Queue(), run_id in cancelled).state
+        task = newest.get(run_id)
+        if state in MISSING and task is not None and task != own_task:
+            queue = queue or _ask(sweep, plan, has_result)
+            # Where nobody answers it counts as queued: that run's task will look again.
+            state = "queued" if task in queue.tasks or (queue.problem and task not in queue.asked) else state
+        if state in ("running", "queued"):
+            return f"{plan.runs[run_id].slug} ({state})"
+    return None
+
+
+def _ask(sweep: SweepFolder, plan: Plan, has_result: Mapping[str, bool]) -> Queue:
+    finished = {run_id for run_id, is_there in has_result.items() if is_there}
+    return queues.look(sweep, plan, Submissions.read(sweep).submissions, finished=finished)
+
+
+@contextlib.contextmanager
+def _alone(task: Task, limit_s: float) -> Iterator[bool]:
+    """Wait for another task that makes the same table: it may have looked before our last run had ended. False: we are to stop."""
+    limit = time.monotonic() + limit_s
+    while not task.should_stop() and time.monotonic() < limit:
+        with locks.holding(task.sweep.path / ".table.lock") as is_mine:
+            if is_mine:
+                yield True
+                return
+        time.sleep(POLL_S)
+    yield False
+
+
+def _write(task: Task, command: Sequence[str], limit_s: float) -> None:
+    task.sweep.logs.mkdir(exist_ok=True)
+    words = task.sweep.logs.resolve() / "table.txt"
+    began, said = time.monotonic(), words.stat().st_size if words.exists() else 0
+    # In its own group, which dies with us: nothing that it starts outlives the task.
+    process = start_process(command, env=task.env, cwd=task.code_dir, log=words)
+    why = None
+    try:
+        while process.poll() is None and why is None:
+            why = task.should_stop() or (f"it took more than {limit_s:.0f} s" if time.monotonic() - began > limit_s else None)
+            time.sleep(POLL_S)
+    finally:
+        kill_group(process)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # stuck in a dead file system: the task must not wait for it
+            process.wait(timeout=UNKILLABLE_S)
+    if why is None and process.returncode == 0:
+        log.info("table=%s seconds=%.1f", task.sweep.path / "table.md", time.monotonic() - began)
+        return
+    with open(words, "rb") as file:
+        file.seek(said)
+        last = file.read().decode(errors="replace").strip().rpartition("\n")[2]
+    by_hand = f"python -m hpc.collect {shlex.quote(str(task.sweep.path))}"
+    log.warning("table=incomplete reason=%s; by hand: %s", why or last or f"exit {process.returncode}", by_hand)

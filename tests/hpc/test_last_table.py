@@ -1,0 +1,191 @@
+"""The table that the task makes which ends the last run of a sweep: by whom, and that nothing of it reaches the task."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fake_sweep import FakeSweep
+
+from hpc import last_table, locks, slurm, supervisor
+from hpc.paths import Submission, Submissions
+from hpc.task import Job, Task, task_environment
+from seresnet.signals import STOP_SIGNALS, StopFlag
+
+PROGRAM = (sys.executable, str(Path(__file__).with_name("rank_program.py")), "{run_dir}")
+
+
+@pytest.fixture(autouse=True)
+def _made(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in [name for name in os.environ if name.startswith(("SLURM_", "SERESNET_", last_table.SWITCH))]:
+        monkeypatch.delenv(name)
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def task_of(sweep: FakeSweep, name: str = "0001/0", stop: StopFlag | None = None) -> Task:
+    return Task(
+        sweep=sweep.folder, name=name, plan=sweep.plan, job=Job(job_id=None), stop=stop or StopFlag(), series="x",
+        code_dir=Path.cwd(), env=task_environment(os.environ, {}),
+    )  # fmt: skip
+
+
+def python(code: str) -> tuple[str, ...]:
+    return (sys.executable, "-c", code)
+
+
+def is_made(sweep: FakeSweep, task: Task | None = None) -> bool:
+    """Whether the task makes the table, a stand-in for it."""
+    mark = sweep.folder.path / "made"
+    mark.unlink(missing_ok=True)
+    last_table.write_if_last(task or task_of(sweep), python(f"open({str(mark)!r}, 'w')"))
+    return mark.exists()
+
+
+def sent(sweep: FakeSweep, mode: str) -> None:
+    entry = Submission(id="0001", created=0, code="0001", mode=mode, tasks=tuple(sweep.plan.tasks), job_id="7", state="submitted")  # type: ignore[arg-type]
+    Submissions().with_entry(entry).write(sweep.folder)
+
+
+def test_the_supervisor_of_the_last_task_leaves_the_table_and_no_other_does(tmp_path: Path) -> None:
+    sweep = FakeSweep(tmp_path, seeds=1, epochs=1)
+    sweep.folder.logs.mkdir()
+    sent(sweep, "local")
+    table = sweep.folder.path / "table.md"
+    with locks.holding(sweep.folder.local_lock("0001")):  # the launcher lives, and has the other task
+        Submissions().write(sweep.folder)  # supervisors would look for a code snapshot
+        sweep.train("se", 0, range(1, 2))
+        sweep.attempt("se", 0)
+        sweep.beat("se", 0)
+        assert supervisor.run_task(sweep.folder, "0001/0", stop=StopFlag(), rank_command=PROGRAM, mirror_command=("true",)) == 0
+        assert not table.exists()
+    sweep.finish("se", 0)
+    assert supervisor.run_task(sweep.folder, "0001/1", stop=StopFlag(), rank_command=PROGRAM, mirror_command=("true",)) == 0
+    assert table.read_text().startswith("Complete: 2 of 2 runs finished.")
+
+
+def test_runs_that_a_living_launcher_has_are_waited_for(tmp_path: Path) -> None:
+    sweep = FakeSweep(tmp_path, seeds=1)
+    sweep.finish("baseline", 0)
+    sent(sweep, "local")
+    sweep.folder.logs.mkdir()
+    with locks.holding(sweep.folder.local_lock("0001")):
+        assert not is_made(sweep)
+    assert is_made(sweep), "the launcher is gone: nobody has the other run"
+
+
+@pytest.mark.parametrize(("listed", "made"), [({}, True), (None, False), ("se", False), ("baseline", True)])
+def test_runs_that_slurm_may_have_are_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listed: "dict[str, slurm.ListedJob] | str | None", made: bool
+) -> None:
+    sweep = FakeSweep(tmp_path, seeds=1)
+    sweep.finish("baseline", 0)
+    sent(sweep, "slurm")
+    if isinstance(listed, str):  # this task is listed, too, for as long as it runs
+        place, name = ("baseline", "se").index(listed), f"demo-{sweep.plan.salt}-0001"
+        listed = {f"7_{place}": slurm.ListedJob(job_id=f"7_{place}", name=name, state="PENDING", reason="None")}
+    monkeypatch.setattr(slurm, "listed_jobs", lambda: listed)
+    assert is_made(sweep) is made
+
+
+def test_runs_that_failed_or_were_cancelled_have_nobody_and_hold_nothing_up(tmp_path: Path) -> None:
+    sweep = FakeSweep(tmp_path, seeds=2)
+    sweep.finish("baseline", 0)
+    sweep.attempt("baseline", 1, "diverged", "loss is not finite")
+    sweep.attempt("se", 0, "cancelled")
+    sweep.attempt("se", 1, "user_error", "x")
+    assert is_made(sweep)
+
+
+def test_a_run_of_this_task_that_was_left_alone_holds_nothing_up(tmp_path: Path) -> None:
+    sweep = FakeSweep(tmp_path, seeds=1)
+    sweep.finish("se", 0)
+    assert is_made(sweep, task_of(sweep, "0001/0")), "held or cancelled, and its task ends"
+
+
+def test_a_task_that_was_told_to_stop_makes_none(tmp_path: Path) -> None:
+    sweep, stop = FakeSweep(tmp_path).finish_all(), StopFlag()
+    stop.signal_name = "SIGTERM"
+    assert not is_made(sweep, task_of(sweep, stop=stop))
+
+
+def test_off_makes_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = FakeSweep(tmp_path).finish_all()
+    monkeypatch.setenv(last_table.SWITCH, "off")
+    assert not is_made(sweep)
+
+
+def test_a_stop_request_ends_it_at_once_with_everything_that_it_started(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    sweep, stop = FakeSweep(tmp_path).finish_all(), StopFlag()
+    grandchild = tmp_path / "pid"
+    code = (
+        f"import subprocess, time; p = subprocess.Popen(['sleep', '60']); open({str(grandchild)!r}, 'w').write(str(p.pid)); time.sleep(60)"
+    )
+
+    def stop_soon() -> None:
+        while not grandchild.exists() or not grandchild.read_text():
+            time.sleep(0.01)
+        stop.signal_name = "SIGTERM"
+
+    threading.Thread(target=stop_soon, daemon=True).start()
+    began = time.monotonic()
+    last_table.write_if_last(task_of(sweep, stop=stop), python(code))
+    assert time.monotonic() - began < 20
+    assert "reason=SIGTERM" in caplog.text
+    status = Path(f"/proc/{grandchild.read_text()}/stat")
+    assert not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z", "what it started lives on"
+
+
+def test_it_is_killed_at_its_limit(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    sweep = FakeSweep(tmp_path).finish_all()
+    began = time.monotonic()
+    last_table.write_if_last(task_of(sweep), python("import time; time.sleep(60)"), limit_s=0.5)
+    assert time.monotonic() - began < 20
+    assert f"reason=it took more than 0 s; by hand: python -m hpc.collect {sweep.folder.path}" in caplog.text
+
+
+def test_a_failure_is_one_line_with_its_reason_and_the_command(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    sweep = FakeSweep(tmp_path).finish_all()
+    last_table.write_if_last(task_of(sweep), python("print('wait'); print('pandas is not installed here.'); raise SystemExit(2)"))
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line == f"table=incomplete reason=pandas is not installed here.; by hand: python -m hpc.collect {sweep.folder.path}"
+
+
+@pytest.mark.parametrize("command", [("/does/not/exist",), None])
+def test_what_cannot_be_started_or_read_reaches_nobody(tmp_path: Path, command: tuple[str, ...] | None) -> None:
+    sweep = FakeSweep(tmp_path).finish_all()
+    if command is None:
+        sweep.folder.plan.write_text("{")
+    last_table.write_if_last(task_of(sweep), command)
+
+
+def test_two_tasks_that_end_at_once_do_it_one_after_the_other(tmp_path: Path) -> None:
+    sweep = FakeSweep(tmp_path, seeds=1).finish_all()
+    times = tmp_path / "times"
+    code = f"import time; a = time.monotonic(); time.sleep(0.3); open({str(times)!r}, 'a').write(f'{{a}} {{time.monotonic()}}\\n')"
+    tasks = [threading.Thread(target=last_table.write_if_last, args=(task_of(sweep, name), python(code))) for name in sweep.plan.tasks]
+    for thread in tasks:
+        thread.start()
+    for thread in tasks:
+        thread.join(30)
+    (_, ended), (began, _) = sorted(tuple(map(float, line.split())) for line in times.read_text().splitlines())
+    assert ended <= began
+
+
+def test_in_a_job_nothing_is_written_under_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = FakeSweep(tmp_path, seeds=1, epochs=2).finish_all()
+    home = tmp_path / "home"
+    home.mkdir()
+    for name, value in {"HOME": home, "SLURM_JOB_ID": 5, "SLURM_TMPDIR": tmp_path}.items():
+        monkeypatch.setenv(name, str(value))
+    for name in ("XDG_CACHE_HOME", "MPLCONFIGDIR", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    last_table.write_if_last(task_of(sweep))
+    assert (sweep.folder.path / "figures" / "accuracy.png").exists(), (sweep.folder.logs / "table.txt").read_text()
+    assert list(home.rglob("*")) == []
