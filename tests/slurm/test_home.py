@@ -29,7 +29,7 @@ def test_a_run_finishes_and_writes_nothing_below_a_home_that_is_read_only(cluste
     cluster.give_to_user(user_path)
     home = user_path / "home"
     home.mkdir(mode=0o555)  # root's, so that the user cannot change that either
-    env = {"HOME": str(home), "WANDB_MODE": "offline", "HPC_DATA_DIR": str(user_path / "data")}
+    env = {"HOME": str(home), "WANDB_MODE": "offline", "HPC_DATA_DIR": str(user_path / "data"), "HPC_TABLE_AT_END": "on"}
 
     def run(*words: str) -> str:
         done = cluster.run_as_user([sys.executable, "-m", *words], cwd=user_path, env=env, check=False, timeout_s=200)
@@ -41,6 +41,9 @@ def test_a_run_finishes_and_writes_nothing_below_a_home_that_is_read_only(cluste
     assert refused.returncode != 0, "the user may write this HOME: the test shows nothing"
     run("hpc.launch", "--sweep", "small.yaml", "--wait")
     assert "1 finished" in run("hpc.status", "runs/small")
+    by_job = user_path / "runs/small/table.md"
+    assert by_job.read_text().startswith("Complete: 1 of 1 runs finished."), "the job leaves the table"
+    assert (user_path / "runs/small/figures/accuracy.png").exists(), (user_path / "runs/small/logs/table.txt").read_text()
     run("hpc.collect", "runs/small")
     (folder,) = user_path.glob("runs/small/*/result.json")
     assert any((folder.parent / "wandb").glob("**/*.wandb")), "no mirror ran"
