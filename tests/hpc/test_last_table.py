@@ -12,6 +12,7 @@ import pytest
 from fake_sweep import FakeSweep
 
 from hpc import last_table, locks, slurm, supervisor
+from hpc.launch_text import made_tables
 from hpc.paths import Submission, Submissions
 from hpc.task import Job, Task, task_environment
 from seresnet.signals import STOP_SIGNALS, StopFlag
@@ -189,3 +190,11 @@ def test_in_a_job_nothing_is_written_under_home(tmp_path: Path, monkeypatch: pyt
     last_table.write_if_last(task_of(sweep))
     assert (sweep.folder.path / "figures" / "accuracy.png").exists(), (sweep.folder.logs / "table.txt").read_text()
     assert list(home.rglob("*")) == []
+
+
+def test_a_local_launch_names_only_what_was_written_since_it_began(tmp_path: Path) -> None:
+    for name, age in (("table.md", 0), ("report.html", 100)):
+        (tmp_path / name).write_text("x")
+        os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
+    assert made_tables(tmp_path, 1e9) == [f"written: {tmp_path / 'table.md'}"]
+    assert made_tables(tmp_path, 1e9 + 1) == []
