@@ -23,8 +23,8 @@ FEW_POINTS, FEW_POINTS_OF_ONE = 0.2, 0.5
 _MOST_NAMES = 8
 _SEED = "train.seed"
 
-_CLASSES = {
-    f"{section.name}.{key.name}": key.metadata["rule"].key_class
+_KEYS = {
+    f"{section.name}.{key.name}": key
     for section in fields(RunConfig)
     for key in fields(section.default_factory)  # type: ignore[arg-type]
 }
@@ -65,7 +65,7 @@ def _recipe(rows: Sequence[RunRow]) -> Recipe:
         for section, part in config.items():
             for name, value in part.items() if isinstance(part, dict) else ():
                 key = f"{section}.{name}"
-                if key != _SEED and _CLASSES.get(key, KeyClass.IDENTITY) in (KeyClass.IDENTITY, KeyClass.EXTENDABLE):
+                if key != _SEED and _is_of_recipe(key):
                     values.setdefault(key, {})[show(value)] = None
     return {key: tuple(found) for key, found in values.items()}
 
@@ -86,7 +86,9 @@ def _unequal_recipes(comparison: Comparison, recipes: Mapping[str, Recipe]) -> I
         if (_in_recipe(keys) or _is_confounded(difference, known, comparison.grouped_by)) and keys:
             alike.setdefault(tuple(difference), []).append(arm)
     for differing, arms in alike.items():
-        example = "; ".join(f"{key}: {' / '.join(recipes[arms[0]][key])} against {' / '.join(base[key])}" for key in differing)
+        example = "; ".join(
+            f"{key}: {' / '.join(_values(recipes[arms[0]], key))} against {' / '.join(_values(base, key))}" for key in differing
+        )
         whose = f" of {arms[0]}" if len(arms) > 1 else ""
         several = "differs" if len(arms) == 1 else "differ"
         yield (
@@ -95,9 +97,19 @@ def _unequal_recipes(comparison: Comparison, recipes: Mapping[str, Recipe]) -> I
         )
 
 
+def _is_of_recipe(key: str) -> bool:
+    """Whether it changes what is computed; a key that this version does not know may."""
+    return key not in _KEYS or _KEYS[key].metadata["rule"].key_class in (KeyClass.IDENTITY, KeyClass.EXTENDABLE)
+
+
 def _difference(recipe: Recipe, base: Recipe) -> dict[str, tuple[str, ...]]:
     keys = dict.fromkeys([*base, *recipe])
-    return {key: recipe.get(key, ("unset",)) for key in keys if set(recipe.get(key, ("unset",))) != set(base.get(key, ("unset",)))}
+    return {key: _values(recipe, key) for key in keys if set(_values(recipe, key)) != set(_values(base, key))}
+
+
+def _values(recipe: Recipe, key: str) -> tuple[str, ...]:
+    """A config that was written before a key was there ran with its default, as run ids say, too."""
+    return recipe.get(key) or (show(_KEYS[key].default if key in _KEYS else None),)
 
 
 def _in_recipe(keys: Collection[str]) -> bool:

@@ -88,6 +88,19 @@ def test_a_grid_whose_parts_are_there_alone_is_no_unequal_recipe(tmp_path: Path)
     assert said(changed(whole, c={"optim.lr": 0.4}))[0].startswith("UNEQUAL RECIPES: d differs from a in model.attention, optim.lr")
 
 
+def test_a_config_from_before_a_key_was_there_ran_with_its_default(tmp_path: Path) -> None:
+    found = gathered(tmp_path)
+    rows = []
+    for row in found.rows:
+        config = {section: dict(part) for section, part in (row.config or {}).items()}
+        if row.arms == ("b",):
+            del config["optim"]["momentum"], config["augment"]["flip"]
+        rows.append(replace(row, config=config))
+    older = replace(found, rows=tuple(rows))
+    assert said(older) == []
+    assert "augment.flip: true against false" in said(changed(older, a={"augment.flip": False, "optim.momentum": 0.5}))[0]
+
+
 def test_arms_with_the_same_keys_are_one_warning(tmp_path: Path) -> None:
     found = changed(gathered(tmp_path), b={"train.epochs": 12}, c={"train.epochs": 24})
     (one,) = said(found)
