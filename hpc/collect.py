@@ -31,15 +31,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv)
     form = arguments.format or "md"
     try:
-        comparison, written = collect(
-            arguments.sweeps,
-            arguments.baseline,
-            arguments.output,
-            not arguments.no_figures,
-            by=arguments.by,
-            metrics=arguments.metric or DEFAULT,
-            form=form,
-        )
+        from hpc import archive
+
+        # Until everything is written: what is read late is gone with the folder of an archive.
+        with archive.folders(arguments.sweeps) as sweeps:
+            comparison, written = _collected(arguments, sweeps, form)
         _show(comparison, arguments.format, written)
     except ToolkitError as error:
         print(error, file=sys.stderr)
@@ -49,6 +45,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{place}: {error.strerror or error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _collected(arguments: argparse.Namespace, sweeps: Sequence[Path], form: str) -> tuple["Comparison", list[Path]]:
+    """What the command line asks for; sweeps: its sweeps, with archives as folders."""
+    from hpc import archive
+
+    comparison, written = collect(
+        sweeps,
+        arguments.baseline,
+        arguments.output or archive.beside(arguments.sweeps),
+        not arguments.no_figures,
+        by=arguments.by,
+        metrics=arguments.metric or DEFAULT,
+        form=form,
+    )
+    if arguments.tensorboard is None:
+        return comparison, written
+    from hpc import tensorboard
+
+    return comparison, [*written, *tensorboard.export(comparison.gathered, arguments.tensorboard)]
 
 
 def collect(
@@ -157,7 +173,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog="metrics:\n" + "\n".join(f"  {name:<26}{metric.meaning}" for name, metric in METRICS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("sweeps", nargs="+", metavar="SWEEP", type=folder, help="a sweep's folder, e.g. runs/ablation")
+    parser.add_argument("sweeps", nargs="+", metavar="SWEEP", type=folder, help="a sweep's folder, or its archive: runs/ablation.tar")
     parser.add_argument(
         "--format", choices=tuple(FORMATS), help="print the table in this form, whatever stdout is, and write its file, too"
     )
@@ -177,7 +193,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--baseline", metavar="ARM", help="arm that differences refer to (default: the one called baseline, else the first)"
     )
-    parser.add_argument("--output", type=folder, metavar="DIR", help="where the files go (default: into the sweep's folder)")
+    parser.add_argument(
+        "--output",
+        type=folder,
+        metavar="DIR",
+        help="where the files go (default: into the sweep's folder; of an archive, SWEEP.collected beside it)",
+    )
+    parser.add_argument("--tensorboard", type=folder, metavar="DIR", help="also write the epochs of every run as TensorBoard's events")
     parser.add_argument("--no-figures", action="store_true", help="tables only, in a fraction of the time")
     arguments = parser.parse_args(argv)
     arguments.by = [] if arguments.by == ["arm"] else arguments.by

@@ -125,7 +125,7 @@ def _whereabouts(places: _Places) -> str:
 def _move(places: _Places) -> list[str]:
     from hpc import locks, tree_copy
     from hpc.paths import Plan, SweepFolder
-    from hpc.sweep_users import users
+    from hpc.sweep_users import refuse_users
 
     sweep = SweepFolder(places.source)
     if not places.source.exists() and (places.target / "plan.json").exists():
@@ -141,8 +141,7 @@ def _move(places: _Places) -> list[str]:
             raise SubmissionError(
                 f"{link}: leads out of the sweep by a relative way, {link.readlink()}. Make it absolute. Nothing was moved."
             )
-        if found := users(sweep, plan):
-            raise SubmissionError("\n".join([f"{sweep.path} is in use. Nothing was moved.", *(f"  {line}" for line in found)]))
+        refuse_users(sweep, plan, "moved")
         said = _remove_leftover(places)
         source = _source_from(places, plan.source)
         try:

@@ -1,7 +1,7 @@
 """Who still works in a sweep's folder: jobs in the queue, launchers, mirrors, and owners of runs whose end nobody has written.
 
-For hpc.move, which must not take a folder away from anybody. Looks; changes nothing. One invariant: what nobody can answer counts as
-somebody, and is said together with what to check.
+For hpc.move, hpc.archive and hpc.clean, which must not take a file away from anybody. Looks; changes nothing. One invariant: what nobody
+can answer counts as somebody, and is said together with what to check.
 """
 
 import time
@@ -12,7 +12,7 @@ from hpc import locks, queues, slurm, trials
 from hpc.paths import Plan, Submission, Submissions, SweepFolder
 from seresnet import claims
 from seresnet.attempts import Claim, Owner
-from seresnet.errors import ConfigError
+from seresnet.errors import ConfigError, SubmissionError
 from seresnet.run_folder import RunFolder, is_finished
 
 #: As long as a claimant watches a beat (docs/adr/0006): no shorter look proves that an owner elsewhere is gone.
@@ -27,6 +27,12 @@ def users(sweep: SweepFolder, plan: Plan, *, say: Say = print, watch_s: float = 
     found = [*_jobs(sweep, plan), *_launchers(sweep), *_mirrors(sweep)]
     # The quick answers first: who is refused anyway need not wait for beats.
     return found or _owners(sweep, say, watch_s)
+
+
+def refuse_users(sweep: SweepFolder, plan: Plan, done: str) -> None:
+    """Raise SubmissionError, naming each of them, if anybody may still write. done: what was not done, as "archived"."""
+    if found := users(sweep, plan):
+        raise SubmissionError("\n".join([f"{sweep.path} is in use. Nothing was {done}.", *(f"  {line}" for line in found)]))
 
 
 # --- the scheduler ---
@@ -68,10 +74,10 @@ def _listed(sweep: SweepFolder, plan: Plan, jobs: dict[str, slurm.ListedJob], be
 def _doubt(sent_to: str | None, jobs: object, cluster: str | None) -> str | None:
     """Why nobody can say that what was sent to this cluster, and is not finished, is over."""
     if jobs is None:
-        return "squeue does not answer, so nobody knows whether it is over. Move where `squeue --me` works and lists no job of this sweep."
+        return "squeue does not answer, so nobody knows whether it is over. Type this where `squeue --me` works and lists no job of this sweep."
     if sent_to is None or sent_to.lower() == (cluster or "").lower():
         return None
-    return f"it went to cluster {sent_to}, and squeue here answers for {cluster or 'another'}. Move it from a login node of {sent_to}."
+    return f"it went to cluster {sent_to}, and squeue here answers for {cluster or 'another'}. Type this on a login node of {sent_to}."
 
 
 def _submissions(sweep: SweepFolder, plan: Plan) -> list[Submission]:

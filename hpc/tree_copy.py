@@ -25,7 +25,7 @@ def copy(source: Path, target: Path) -> str:
     before = looks_of(source)
     _refuse_too_large(source, target)
     folders = []
-    for path, facts in _walk(source):
+    for path, facts in walk(source):
         new = target / path.relative_to(source)
         if stat.S_ISDIR(facts.st_mode):
             new.mkdir()
@@ -45,7 +45,7 @@ def copy(source: Path, target: Path) -> str:
 def looks_of(source: Path) -> str:
     """A digest of names, kinds, sizes and times of change: another one means that somebody wrote. Locks are no content."""
     digest = hashlib.sha256()
-    for path, facts in _walk(source):
+    for path, facts in walk(source):
         is_lock = path.suffix == ".lock"
         seen = (facts.st_mode, 0, 0) if is_lock or stat.S_ISDIR(facts.st_mode) else (facts.st_mode, facts.st_size, facts.st_mtime_ns)
         digest.update(f"{os.fsencode(path.relative_to(source))!r} {seen}\n".encode())
@@ -65,19 +65,19 @@ def links_out(source: Path, folder: Path | None = None) -> Iterator[Path]:
                 yield from links_out(source, path)
 
 
-def _walk(source: Path) -> Iterator[tuple[Path, os.stat_result]]:
+def walk(source: Path) -> Iterator[tuple[Path, os.stat_result]]:
     """The folder and everything below it, folders before what is in them. Raises SubmissionError for sockets and the like."""
     facts = source.lstat()
     if not (stat.S_ISDIR(facts.st_mode) or stat.S_ISLNK(facts.st_mode) or stat.S_ISREG(facts.st_mode)):
-        raise SubmissionError(f"{source}: is neither a file nor a folder nor a link. Remove it. Nothing was moved.")
+        raise SubmissionError(f"{source}: is neither a file nor a folder nor a link. Remove it.")
     yield source, facts
     if stat.S_ISDIR(facts.st_mode):
         for path in sorted(source.iterdir()):
-            yield from _walk(path)
+            yield from walk(path)
 
 
 def _refuse_too_large(source: Path, target: Path) -> None:
-    needed = sum(facts.st_size for _, facts in _walk(source) if stat.S_ISREG(facts.st_mode))
+    needed = sum(facts.st_size for _, facts in walk(source) if stat.S_ISREG(facts.st_mode))
     room = shutil.disk_usage(target.parent)
     free = room.free
     if not room.total:

@@ -87,7 +87,7 @@ def test_another_clusters_queue_is_no_proof(tmp_path: Path, away: Path, monkeypa
     sweep = FakeSweep(tmp_path)
     sent(sweep, cluster="there")
     listed(monkeypatch, {})
-    assert "Move it from a login node of there" in refusal(sweep, away / "demo")
+    assert "Type this on a login node of there" in refusal(sweep, away / "demo")
 
 
 def test_a_submission_that_was_forgotten_counts(tmp_path: Path, away: Path, monkeypatch: pytest.MonkeyPatch) -> None:
