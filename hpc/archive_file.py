@@ -1,7 +1,7 @@
 """One sweep as one tar file: how it is written, what its list says, and what is refused in one of somebody else's making.
 
-Who may still write into the sweep, and where files go, is hpc.archive's business. Members are `SWEEP/...` in the order of their names, with
-nobody's name and one mode; the last one, archive.json, lists them all with size and SHA-256, so that an archive that breaks off has no
+Who may still write into the sweep, and where files go, is hpc.archive's business. Members are `SWEEP/...` in the order of their names,
+with nobody's name and one mode; the last one, archive.json, lists them all with size and SHA-256, so that an archive that breaks off has no
 list. One invariant: nothing is read out of an archive whose members are not exactly those of its list, and no byte that does not agree with it.
 """
 
@@ -161,7 +161,7 @@ def _check_name(path: Path, name: str) -> None:
 
 
 def _inner_target(source: Path, path: Path) -> str:
-    """Where a link leads, relative; raises ArchiveError if that is out of the sweep, because an archive would hold a name without content."""
+    """Where a link leads, relative; raises ArchiveError if that is out of the sweep: the archive would not have it."""
     leads_to = path.readlink()
     inner = Path(os.path.normpath(path.parent / leads_to))
     if not inner.is_relative_to(source):

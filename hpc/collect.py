@@ -64,7 +64,8 @@ def _collected(arguments: argparse.Namespace, sweeps: Sequence[Path], form: str)
         return comparison, written
     from hpc import tensorboard
 
-    return comparison, [*written, *tensorboard.export(comparison.gathered, arguments.tensorboard)]
+    tensorboard.export(comparison.gathered, arguments.tensorboard)
+    return comparison, [*written, arguments.tensorboard]
 
 
 def collect(

@@ -13,7 +13,8 @@ from hpc.plan_view import ArmRow, PlanSummary, count
 from hpc.progress_view import one_line
 from hpc.shapes import TaskShape
 from hpc.states import OWNED, RunState, label
-from seresnet import provenance
+from seresnet import cleaned, provenance
+from seresnet.checkpoint_files import list_checkpoints
 
 if TYPE_CHECKING:
     from hpc.launch_session import Session
@@ -139,11 +140,19 @@ def _edit_notes(draft: Draft) -> list[str]:
     sent = set(draft.sent_run_ids) | set(draft.unsent)
     longer = sum(state.state == "extend" and state.run_id in sent - draft.rerun for state in draft.states)
     notes += [f"extend {count(longer, 'run')}: finished, and more epochs are asked for now"] if longer else []
+    notes += _cleaned_notes([state for state in draft.states if state.state == "extend" and state.run_id in sent - draft.rerun])
     notes += [f"note: {count(len(draft.rerun), 'run')} set aside and trained again from the start"] if draft.rerun else []
     asleep = sum(not entry.arms and not entry.dropped for entry in draft.plan.runs.values())
     if asleep:
         notes.append(f"note: {count(asleep, 'earlier run')} no longer asked for, left alone; --drop-removed cancels what is queued of them")
     return notes
+
+
+def _cleaned_notes(longer: Sequence[RunState]) -> list[str]:
+    """Runs that go on from earlier than they were, because hpc.clean has removed where they were."""
+    steps = {run.slug: max((name.step for name in list_checkpoints(run.folder)), default=None) for run in longer}
+    words = {run.slug: cleaned.going_on(run.folder, steps[run.slug]) for run in longer}
+    return [f"note: {slug}: {text}" for slug, text in words.items() if text]
 
 
 def _code_notes(draft: Draft) -> list[str]:

@@ -60,6 +60,11 @@ class SweepFolder:
         return self.path / "hold.json"
 
     @property
+    def cleaned(self) -> Path:
+        """When hpc.clean was here and what it kept; what it removed of a run is in that run's own cleaned.json."""
+        return self.path / "cleaned.json"
+
+    @property
     def trials(self) -> Path:
         """What --smoke and --calibrate leave: scratch runs and what they measured. Never part of the table."""
         return self.path / "trials"

@@ -74,7 +74,7 @@ def _listed(sweep: SweepFolder, plan: Plan, jobs: dict[str, slurm.ListedJob], be
 def _doubt(sent_to: str | None, jobs: object, cluster: str | None) -> str | None:
     """Why nobody can say that what was sent to this cluster, and is not finished, is over."""
     if jobs is None:
-        return "squeue does not answer, so nobody knows whether it is over. Type this where `squeue --me` works and lists no job of this sweep."
+        return "squeue does not answer, so nobody knows whether it is over. Type this where `squeue --me` works and lists no job of it."
     if sent_to is None or sent_to.lower() == (cluster or "").lower():
         return None
     return f"it went to cluster {sent_to}, and squeue here answers for {cluster or 'another'}. Type this on a login node of {sent_to}."

@@ -37,7 +37,7 @@ TAGS = {
 
 
 def export(gathered: "Gathered", folder: Path) -> list[Path]:
-    """Write one event folder a run that has epochs; the files. Raises ConfigError where tensorboard is not installed, and OSError."""
+    """Write one event folder a run that has epochs; their folders. Raises ConfigError where tensorboard is not installed, and OSError."""
     _refuse_missing()
     slugs = Counter((row.sweep, row.slug) for row in gathered.rows)
     written = []
@@ -51,7 +51,7 @@ def export(gathered: "Gathered", folder: Path) -> list[Path]:
         # TensorBoard reads whatever has this word in its name; writers of its own put the time and the host behind it.
         path = place / f"events.out.tfevents.0.{row.run_id}"
         write_durably(path, events(row))
-        written.append(path)
+        written.append(place)
     return written
 
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from seresnet import migrations
+from seresnet import cleaned, migrations
 from seresnet.attempts import Claim, newest_generation, read_claims
 from seresnet.durable import DISK, Files, canonical_json, parse_json, remove
 from seresnet.errors import CheckpointError, ConfigError
@@ -314,6 +314,8 @@ def _refuse_to_start_over(folder: RunFolder, claim: Claim | None, reasons: list[
     if claim is not None and claim.base is not None and not any(reason.startswith(claim.base) for reason in reasons):
         reasons = [*reasons, f"{claim.base} is gone, and claim {claim.generation} started from it"]
     reasons = [*reasons, *(f"bad/{name} was set aside before" for name in files.names(folder.set_aside))]
+    if words := cleaned.going_on(folder, None, files):
+        reasons = [*reasons, words]
     if (parent := parent_of(folder)) is not None:
         why = f" ({'; '.join(reasons)})" if reasons else ""
         raise CheckpointError(

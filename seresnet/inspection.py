@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from seresnet import attempts, journal, replay
+from seresnet import attempts, cleaned, journal, replay
 from seresnet.attempts import Claim, read_claims
 from seresnet.checkpoint_files import candidates, fork_again
 from seresnet.config_file import config_from_dict
@@ -123,7 +123,7 @@ def inspect(folder: RunFolder) -> RunLook:
         epochs=_read_journal(folder, findings),
         replays=_replays(folder, findings),
     )
-    found = [*_of_files(look), *_of_absence(look), *_of_claims(look), *findings, *_of_journal(look), *_of_result(look)]
+    found = [*_of_files(look), *_of_absence(look), *_of_claims(look), *findings, *_of_journal(look), *_of_result(look), *_of_cleaning(look)]
     look.findings = sorted(found, key=lambda finding: not finding.is_damage)
     return look
 
@@ -141,6 +141,16 @@ def _read_files(folder: RunFolder, claims: list[Claim], findings: list[Finding])
     if any(item.condition == "unproven" for item in found):
         found = prove(found, names_in_log(folder.log) | bases(claims).keys())
     return found, unlisted
+
+
+def _of_cleaning(look: RunLook) -> Iterator[Finding]:
+    """What is gone on purpose, so that nobody looks for it."""
+    known = None if look.unlisted else cleaned.read(look.folder)
+    missing = cleaned.gone(look.folder) if known else []
+    if known and missing:
+        size = sum(known.files[name] for name in missing) / 1e6
+        what = f"{len(missing)} checkpoint{'s are' if len(missing) > 1 else ' is'} gone by intention, {size:,.1f} MB ({known})"
+        yield Finding(file="cleaned.json", what=what, meaning="Nothing is lost that a table needs.", fix="", is_damage=False)
 
 
 def _of_absence(look: RunLook) -> Iterator[Finding]:

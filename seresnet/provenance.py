@@ -15,10 +15,12 @@ _PACKAGES = ("torch", "torchvision", "numpy", "safetensors", "pillow", "scikit-l
 
 
 @functools.cache
-def code_digest() -> str:
-    """First 16 hex digits of the SHA-256 over seresnet's source files, names and bytes: what is trained, not how it is run."""
+def code_digest(package: Path = Path(__file__).parent) -> str:
+    """First 16 hex digits of the SHA-256 over seresnet's source files, names and bytes: what is trained, not how it is run.
+
+    package: the seresnet folder, of another checkout or a snapshot; by default this one.
+    """
     digest = hashlib.sha256()
-    package = Path(__file__).parent
     for path in sorted(package.rglob("*.py")):
         digest.update(f"{path.relative_to(package).as_posix()}\0".encode())
         digest.update(hashlib.sha256(path.read_bytes()).digest())

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from seresnet import journal
+from seresnet import cleaned, journal
 from seresnet.accounting import EpochClock, Timing, wait_for
 from seresnet.array_file import Arrays
 from seresnet.assembly import build_engine, facts_now, open_data
@@ -143,6 +143,8 @@ class Trainer:
         world.sum(torch.ones(1, dtype=torch.int64))  # nobody saves, and so deletes, before everybody has read
         self.saved_step, self.save_offered = self.engine.step, False
         log.info("resumed run=%s step=%d epoch=%d from=%s", record.run_id, self.engine.step, self.engine.epoch, name)
+        if world.is_main and (words := cleaned.going_on(self.attempt.folder, self.engine.step)):
+            log.warning("cleaned run=%s %s", record.run_id, words)
 
     def _is_at_the_fork(self) -> bool:
         """Whether the epoch that has just ended is the parent's, which has evaluated it: the fork's journal begins after it."""

@@ -91,6 +91,11 @@ class RunFolder:
     def result(self) -> Path:
         return self.path / "result.json"
 
+    @property
+    def cleaned(self) -> Path:
+        """What was removed on purpose, see seresnet.cleaned."""
+        return self.path / "cleaned.json"
+
     def claim(self, generation: int) -> Path:
         return self.attempts / f"{generation:06d}.json"
 
