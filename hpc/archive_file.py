@@ -2,7 +2,8 @@
 
 Who may still write into the sweep, and where files go, is hpc.archive's business. Members are `SWEEP/...` in the order of their names,
 with nobody's name and one mode; the last one, archive.json, lists them all with size and SHA-256, so that an archive that breaks off has no
-list. One invariant: nothing is read out of an archive whose members are not exactly those of its list, and no byte that does not agree with it.
+list. One invariant: nothing is read out of an archive whose members are not exactly those of its list, and no byte that does not agree
+with it.
 """
 
 import contextlib

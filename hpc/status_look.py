@@ -72,6 +72,8 @@ def take(sweep: SweepFolder, memory: Memory | None = None, ask_every_s: float = 
         notes.append(f"{queue.problem}; runs that it may have are shown as queued")
     notes += _never_started(sweep, states, submissions, queue)
     notes += [f"{name}: {what}" for name, what in foreign_runs(sweep.path, plan)]
+    if sweep.cleaned.exists():
+        notes.append("hpc.clean was here: checkpoints are gone on purpose, `python -m seresnet.checkpoint verify` says which")
     now = time.time()
     return Look(
         sweep=sweep,
