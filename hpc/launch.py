@@ -21,11 +21,13 @@ examples:
 
 Launching again sends what is missing: runs that never started, were lost or stopped, or shall train longer now. Failed, diverged and
 cancelled ones need --retry. What was added to the file is sent; what was removed is left alone without --drop-removed.
+--reproduce runs/ablation/RUN trains a finished run again on this machine, with its own code, into reproduced/ beside the sweep, and
+compares: 0 the same bits, 1 something differs (it says what), 2 it could not be trained.
 exit: 0 sent, finished or nothing left; 1 something did not finish; 2 an error: nothing more was sent than what "sent ..." says.
 """
 
 #: What these do is no launch; changes to the queue may be said together.
-_ALONE = ("--new-site", "--explain", "--debug")
+_ALONE = ("--new-site", "--explain", "--debug", "--reproduce")
 _QUEUED = ("--alter", "--hold", "--release", "--cancel")
 #: What only means something at a launch.
 _LAUNCHING = ("--dry-run", "--wait", "--retry", "--code", "--rerun", "--drop-removed", "--smoke", "--calibrate")
@@ -40,6 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from hpc.new_site import new_site
 
             return new_site(args.new_site)
+        if args.reproduce is not None:
+            from hpc.reproduce import reproduce
+
+            return reproduce(args.reproduce, args.runs_dir)
         _refuse_files(args.overrides)
         if args.sweep is None:
             raise UsageError("--sweep FILE is missing: the YAML of a sweep, such as configs/demo.yaml.")
@@ -161,6 +167,7 @@ def _add_careful(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--smoke", action="store_true", help="first 20 steps, save, resume and evaluate of every arm; the rest waits on it")
     group.add_argument("--calibrate", action="store_true", help="only time some steps of every arm, for the plan's estimates")
     group.add_argument("--debug", metavar="RUN", help="train one run in this process, where a debugger can stop it")
+    group.add_argument("--reproduce", metavar="RUN", type=folder, help="train a finished run (its folder) again, and compare the bits")
 
 
 def _add_queued(group: argparse._ArgumentGroup) -> None:

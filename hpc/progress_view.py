@@ -45,6 +45,7 @@ class RunProgress:
     spent: Spent | None = None
     images_per_s: float | None = None  # of the last epoch, as the next
     matmul_share_pct: float | None = None  # see EpochRecord; None where an older version trained
+    trend: tuple[float, ...] = ()  # accuracy of the last epochs, on validation where there is one; only where it was asked for
     tier: str = "T1"  # T2: trained on another machine kind, world size or version than it was started with
 
     @property
@@ -66,10 +67,11 @@ class RunProgress:
         return ", ".join(parts)
 
 
-def progress_of(run: RunState, by_job: Mapping[str, Submission] | None = None) -> RunProgress:
+def progress_of(run: RunState, by_job: Mapping[str, Submission] | None = None, trend_epochs: int = 0) -> RunProgress:
     """Read the end of a run's journal; a run that never started has epoch 0. by_job: see hpc.spent. Raises nothing for what files hold."""
     head = _head(run.folder.path, _stamp(run.folder.run_yaml))
-    records = _last_records(run)
+    found = _last_records(run, max(_PACE_EPOCHS, trend_epochs))
+    records = found[-_PACE_EPOCHS:]
     last = records[-1] if records else None
     return RunProgress(
         run=run,
@@ -81,6 +83,7 @@ def progress_of(run: RunState, by_job: Mapping[str, Submission] | None = None) -
         images_per_s=last.images_per_s if last else None,
         matmul_share_pct=last.matmul_share_pct if last else None,
         spent=spent(run, head, by_job or {}),
+        trend=tuple(_accuracy(record) for record in found[-trend_epochs:]) if trend_epochs else (),
         tier=head.tier if head else "T1",
     )
 
@@ -181,9 +184,13 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def _last_records(run: RunState) -> list[EpochRecord]:
+def _accuracy(record: EpochRecord) -> float:
+    return record.test_top1_pct if record.val_top1_pct is None else record.val_top1_pct
+
+
+def _last_records(run: RunState, count: int) -> list[EpochRecord]:
     try:
-        return journal.read_last(run.folder, _PACE_EPOCHS)
+        return journal.read_last(run.folder, count)
     except OSError:
         return []
 

@@ -76,6 +76,7 @@ class Site:
     data_dir: str | None = None  # prepared arrays; $VARIABLES are expanded where the launcher runs
     runs_dir: str | None = None
     cache_dir: str | None = None  # where libraries may cache, never HOME
+    purge_days: int | None = _count(None)  # files that nobody opened for so long are removed where runs_dir lies; status warns before
     status_every_s: int | None = _count(None)  # the shortest time between two looks of `hpc.status --watch` on a login node
     mail: str | None = None  # one message when an array ends
     sbatch: Words = field(default_factory=dict)  # further options, by their long names

@@ -23,6 +23,7 @@ def to_json(look: Look) -> dict[str, Any]:
         "scheduler_problem": look.queue.problem,
         "notes": list(look.notes),
         "low_gpu_use": list(look.low_use),
+        "purge": list(look.purge),
         "done_time": look.done_time,
         "gpu_hours": hours.get("gpu", 0.0),
         "cpu_hours": hours.get("cpu", 0.0),

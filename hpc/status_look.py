@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from hpc import hold, low_use, queues
+from hpc import hold, low_use, purge, queues
 from hpc.canceller import may_be_cancelled, refine, who_cancelled
 from hpc.forecast import likely_done
 from hpc.no_sweep import foreign_runs
@@ -31,6 +31,7 @@ class Look:
     time: float
     held: str | None = None  # why nothing may start
     low_use: tuple[str, ...] = ()  # one line a task whose GPUs idle
+    purge: tuple[str, ...] = ()  # what the site will remove soon, because nobody opens it
     notes: tuple[str, ...] = ()
     done_time: float | None = None  # when what somebody has is likely done
 
@@ -49,6 +50,9 @@ class Memory:
     cancellers: dict[str, int] = field(default_factory=dict)
     sought: set[str] = field(default_factory=set)  # jobs whose canceller was asked for
     took_s: float = 0.0  # the last look
+    trend_epochs: int = 0  # how many epochs' accuracies rows carry
+    purge: tuple[str, ...] = ()
+    purge_looked: float = float("-inf")  # by the monotonic clock
 
 
 def take(sweep: SweepFolder, memory: Memory | None = None, ask_every_s: float = 0.0) -> Look:
@@ -64,7 +68,8 @@ def take(sweep: SweepFolder, memory: Memory | None = None, ask_every_s: float = 
     queue = memory.queue
     states = [state for state in run_states(sweep, plan, queue, facts=facts) if state.arms]
     states = _with_cancellers(states, memory)
-    rows = tuple(progress_of(state, by_job_id(submissions)) for state in states)
+    by_job = by_job_id(submissions)
+    rows = tuple(progress_of(state, by_job, memory.trend_epochs) for state in states)
     starts = {task: job.start for task, job in queue.jobs.items() if job.start is not None}
     pending = {task: start for task, start in starts.items() if queue.tasks.get(task) == "pending"}
     started = {task: start for task, start in starts.items() if task not in pending}
@@ -84,9 +89,20 @@ def take(sweep: SweepFolder, memory: Memory | None = None, ask_every_s: float = 
         time=now,
         held=hold.why_held(sweep),
         low_use=tuple(low_use.warnings(states, submissions, started, now)),
+        purge=_purge(sweep, states, submissions, memory),
         notes=tuple(notes),
         done_time=likely_done(rows, _at_a_time(plan, submissions), pending, now),
     )
+
+
+def _purge(
+    sweep: SweepFolder, states: Sequence[RunState], submissions: Sequence[Submission], memory: Memory
+) -> tuple[str, ...]:  # fmt: skip
+    """What the site will remove soon; looked for once an hour."""
+    if time.monotonic() - memory.purge_looked >= purge.LOOK_EVERY_S:
+        memory.purge = tuple(purge.warnings(sweep, states, submissions, time.time()))
+        memory.purge_looked = time.monotonic()
+    return memory.purge
 
 
 def _never_started(sweep: SweepFolder, states: Sequence[RunState], submissions: Sequence[Submission], queue: Queue) -> list[str]:

@@ -19,6 +19,7 @@ from hpc.paths import Plan, Submission, SweepFolder
 from hpc.pending import plain_reason
 from hpc.plan_view import count, state_style, states_text
 from hpc.progress_view import RunProgress, duration, one_line, percent
+from hpc.sparkline import sparkline
 from hpc.spent import totals
 from hpc.states import MISSING, STATES, label
 from hpc.status_look import Look
@@ -28,6 +29,8 @@ _NAME = 18
 #: A note is worth its column from this width on.
 _NOTE = 40
 _GAP = 2
+#: Percent of accuracy that fill the height of a trend: less than that is mostly noise between epochs.
+_TREND_PCT = 2.0
 #: States in the order in which a screen that is too low shows them.
 _URGENT = ("failed", "running", "preempted", "waiting", "cancelled", "lost", "stopped", "queued", "extend", "new", "finished")
 
@@ -61,7 +64,7 @@ def render(look: Look, width: int, *, is_ascii: bool, height: int | None = None)
 def table_lines(look: Look, rows: Sequence[RunProgress], width: int, *, is_ascii: bool) -> list[Text]:
     """Head, rule, and a line a run (more where its name is longer than the screen allows)."""
     names = [row.run.slug for row in rows]
-    columns = _fitting(look, rows, width, max([3, *map(len, names)]))
+    columns = _fitting(look, rows, width, max([3, *map(len, names)]), is_ascii)
     cells = [[column.text(row) for column in columns] for row in rows]
     widths = [max([len(column.head), *(len(line[place]) for line in cells)]) for place, column in enumerate(columns)]
     name_width = min(max([3, *map(len, names)]), max(12, width - sum(widths) - _GAP * len(widths)))
@@ -96,7 +99,7 @@ def totals_text(look: Look) -> str:
 def remarks(look: Look, *, has_notes: bool) -> list[str]:
     """The lines below the totals."""
     lines = [f"note: {note}" for note in look.notes]
-    lines += [f"warning: {line}" for line in look.low_use]
+    lines += [f"warning: {line}" for line in (*look.low_use, *look.purge)]
     if not has_notes:
         lines += _waiting_lines(look)
     for row in look.rows:
@@ -160,12 +163,13 @@ def _source(sweep: SweepFolder, plan: Plan) -> str:
     return shlex.quote(str(path if relative.parts[:2] == ("..", "..") else relative))
 
 
-def _columns(look: Look) -> list[_Column]:
+def _columns(look: Look, is_ascii: bool) -> list[_Column]:
     return [
         _Column(head="state", rank=0, text=lambda row: label(row.run.state, row.run.ending), is_number=False),
         _Column(head="epoch", rank=0, text=lambda row: f"{row.epoch}/{row.epochs}" if row.epochs else str(row.epoch)),
         _Column(head="test %", rank=1, text=lambda row: percent(row.test_top1_pct)),
         _Column(head="val %", rank=7, text=lambda row: percent(row.val_top1_pct)),
+        _Column(head="trend", rank=8, text=lambda row: sparkline(row.trend, is_ascii=is_ascii, least_span=_TREND_PCT)),
         _Column(head="s/epoch", rank=5, text=lambda row: "-" if row.epoch_s is None else _seconds(row.epoch_s)),
         _Column(head="left", rank=2, text=lambda row: "-" if row.eta_s is None else duration(row.eta_s)),
         _Column(head=_hours_head(look), rank=4, text=lambda row: _hours_cell(look, row)),
@@ -174,11 +178,13 @@ def _columns(look: Look) -> list[_Column]:
     ]
 
 
-def _fitting(look: Look, rows: Sequence[RunProgress], width: int, longest_name: int) -> list[_Column]:
+def _fitting(look: Look, rows: Sequence[RunProgress], width: int, longest_name: int, is_ascii: bool) -> list[_Column]:
     """Columns that fit beside the names, without those that say nothing here."""
-    columns = [column for column in _columns(look) if column.head != "val %" or any(row.val_top1_pct is not None for row in rows)]
+    idle = {"val %"} if all(row.val_top1_pct is None for row in rows) else set()
+    idle |= set() if any(row.trend for row in rows) else {"trend"}
+    columns = [column for column in _columns(look, is_ascii) if column.head not in idle]
     sizes = {column.head: max([len(column.head), *(len(column.text(row)) for row in rows)]) + _GAP for column in columns}
-    for rank in range(7, 0, -1):
+    for rank in range(8, 0, -1):
         if min(longest_name, max(_NAME, width // 4)) + sum(sizes[column.head] for column in columns) <= width:
             break
         columns = [column for column in columns if column.rank != rank]

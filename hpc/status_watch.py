@@ -23,6 +23,8 @@ from seresnet.errors import ToolkitError
 
 ASK_S = 15.0
 LOOK_S = 5.0
+#: Of accuracy, as a column beside each run.
+TREND_EPOCHS = 16
 #: Of the time a watch may spend on looking: login nodes are shared.
 _SHARE = 0.1
 
@@ -36,7 +38,7 @@ def print_look(look: Look) -> None:
 
 def watch(sweep: SweepFolder, console: Console | None = None, sleep: Callable[[float], None] = time.sleep) -> Look:
     """Show until nobody has a run any more, or Ctrl-C; returns the last look. Raises ConfigError if not even the first succeeds."""
-    console, memory = console or make_console(), Memory()
+    console, memory = console or make_console(), Memory(trend_epochs=TREND_EPOCHS)
     look = status_look.take(sweep, memory)
     if not console.is_terminal:
         return _as_lines(look, memory, console, sleep)

@@ -14,7 +14,10 @@ from seresnet.tensor_file import state_digest_of
 
 def payload_of(header: Header, value: float) -> bytes:
     """A file of safetensors with one tensor of 64 numbers."""
-    entries = {"__metadata__": metadata(header, {"step": header.step}), "model/w": {"dtype": "F32", "shape": [64], "data_offsets": [0, 256]}}
+    entries = {
+        "__metadata__": metadata(header, {"step": header.step}),
+        "model/w": {"dtype": "F32", "shape": [64], "data_offsets": [0, 256]},
+    }
     text = json.dumps(entries).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text + struct.pack("<64f", *[value] * 64)

@@ -49,9 +49,7 @@ def test_what_is_kept_stays_and_the_rest_goes(
     assert record is not None and set(record.files) == {str(name) for word, name in names.items() if word not in left}
 
 
-def test_it_prints_what_it_frees_by_kind(
-    sweep: FakeSweep, names: dict[str, CheckpointName], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_it_prints_what_it_frees_by_kind(sweep: FakeSweep, names: dict[str, CheckpointName], capsys: pytest.CaptureFixture[str]) -> None:
     size = (sweep.of("se", 0).checkpoints / str(names["base"])).stat().st_size / 1e6
     (sweep.of("se", 0).path / "profile").mkdir()
     (sweep.of("se", 0).path / "profile" / "trace.json").write_text("x" * 3_000_000)
@@ -227,9 +225,11 @@ def test_going_on_says_from_where_and_what_is_missing(sweep: FakeSweep, names: d
     clean.clean(sweep.folder.path, "best", is_sure=True)
     assert newest_trusted(folder) == names["best"]
     words = cleaned.going_on(folder, names["best"].step)
-    assert words is not None and words.endswith(f"step {names['final'].step} is gone on purpose, so it goes on at step {names['best'].step}")
+    assert words is not None and words.endswith(
+        f"step {names['final'].step} is gone on purpose, so it goes on at step {names['best'].step}"
+    )
     (folder.checkpoints / str(names["best"])).unlink()
-    with pytest.raises(CheckpointError, match="removed 3 checkpoints .* so nothing is left"):
+    with pytest.raises(CheckpointError, match=r"removed 3 checkpoints .* so nothing is left"):
         newest_trusted(folder)
 
 
