@@ -222,7 +222,8 @@ def _draft_file(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
         if not _is_at(path, file.fileno()):
             raise SubmissionError(f"{path}: another hpc.archive has just finished this very archive.")
         try:
-            file.truncate(0)
+            file.seek(0)
+            file.truncate()
             yield path, file
         except BaseException:
             path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What a site will soon remove of a sweep, because nobody has opened it for too long: from one to three files a run, never from all.
+"""What a site will soon remove of a sweep, because nobody has opened it for too long: three files a run at most, never from all.
 
 Sites count from the last access of each file. Status itself opens run.yaml, result.json, the newest claim and the journal's end, so what
 it looks at are files that it does not open. One invariant: a look changes no file's times.
@@ -56,7 +56,7 @@ def _sample(state: RunState) -> Iterator[Path]:
     """Files of a run that only people, and starts of it, open."""
     folder = state.folder
     yield folder.log
-    yield folder.claim(1)
+    yield folder.environment(1)
     try:
         yield from [folder.checkpoints / name for name in DISK.names(folder.checkpoints) if not name.startswith(".") and name != "bad"][:1]
     except OSError:
