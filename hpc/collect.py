@@ -33,10 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         from hpc import archive
 
-        # Until everything is written: what is read late is gone with the folder of an archive.
+        # To the end: what is read late would be gone with the folder of an archive.
         with archive.folders(arguments.sweeps) as sweeps:
             comparison, written = _collected(arguments, sweeps, form)
-        _show(comparison, arguments.format, written)
+            _show(comparison, arguments.format, written)
     except ToolkitError as error:
         print(error, file=sys.stderr)
         return 2

@@ -27,7 +27,12 @@ def what_it_is(folder: Path) -> str:
         if (folder / "run.yaml").exists() or (folder / "attempts").is_dir():
             return _of_run(folder)
         if folder.exists() and not folder.is_dir():
-            return "That is no folder."
+            is_archive = folder.suffix == ".tar"
+            return (
+                f"An archive is read by hpc.collect, and hpc.archive --restore {folder} DIR unpacks it."
+                if is_archive
+                else "That is no folder."
+            )
     found = sweeps_in(folder)
     return f"Sweeps: {', '.join(map(str, found[:10]))}." if found else ""
 
