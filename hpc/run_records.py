@@ -25,8 +25,8 @@ def _scan(text: str) -> RunRecord | None:
     """None for a text that is not laid out as RunRecord.write does it, or whose parts cannot be parsed one by one."""
     whole = OUTLINE.fullmatch(text)
     sections = SECTION.findall(whole[1]) if whole else []
-    # A section twice, or a line between sections, is for the parser of the whole to judge.
-    if whole is None or len(dict(sections)) < len(sections) or "".join(f"  {name}:\n{body}" for name, body in sections) != whole[1]:
+    # A line between sections is for the parser of the whole to judge. Of a section that stands there twice the last counts, here as there.
+    if whole is None or "".join(f"  {name}:\n{body}" for name, body in sections) != whole[1]:
         return None
     try:
         config = {name: _parsed(body) for name, body in sections}

@@ -92,6 +92,12 @@ def lose_an_end(sweep: FakeSweep) -> None:
     sweep.beat("se", 1, generation=1)
 
 
+def tear_an_end(sweep: FakeSweep) -> None:
+    """Its run is finished all the same, and the file is named each time."""
+    path = sweep.of("se", 1).end(2)
+    path.write_bytes(path.read_bytes()[:-5])
+
+
 def share_the_node(sweep: FakeSweep) -> None:
     for path in sweep.folder.path.glob("*/run.yaml"):
         path.write_text(path.read_text().replace("device: cpu", "device: cuda"))
@@ -113,6 +119,7 @@ def remove_the_folder(sweep: FakeSweep) -> None:
         end_otherwise,
         change_an_old_end,
         lose_an_end,
+        tear_an_end,
         share_the_node,
         remove_the_folder,
     ],
@@ -123,6 +130,22 @@ def test_a_change_is_seen(sweep: FakeSweep, change: Callable[[FakeSweep], None])
     expected = answer(without(sweep.folder.path))
     assert expected != before
     assert [answer(collected(sweep.folder.path)) for _ in range(2)] == [expected, expected]
+
+
+def test_what_others_say_of_an_attempt_that_did_not_end_itself_is_seen(sweep: FakeSweep) -> None:
+    """The batch script's word about attempt 1, and the last beat of attempt 2, whose end was inferred."""
+    folder = sweep.of("se", 1)
+    sweep.attempt("se", 1, "stopped", generation=1, hours=3, job="7_1")
+    sweep.beat("se", 1, generation=2)
+    folder.end(2).write_text('{"ending": "killed", "inferred": true}')
+    before = collected(sweep.folder.path).rows[3].spans
+    assert collected(sweep.folder.path).rows[3].spans == before
+    sweep.folder.logs.mkdir()
+    (sweep.folder.logs / "batch-slurm-7_1-0").write_text("preempted 75\n")
+    sweep.beat("se", 1, generation=2)
+    after = collected(sweep.folder.path).rows[3].spans
+    assert (before[0].ending, after[0].ending) == ("stopped", "preempted")
+    assert before[1].ended is not None and after[1].ended is not None and after[1].ended > before[1].ended
 
 
 def test_only_the_changed_run_is_read_again(sweep: FakeSweep, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,6 +269,15 @@ def test_many_small_changes_are_merged_and_forgotten_runs_go(sweep: FakeSweep) -
     shutil.rmtree(sweep.folder.collect_cache)
     collected(sweep.folder.path)
     assert size < 5 * sum(path.stat().st_size for path in layers(sweep))
+
+
+def test_what_is_out_of_date_is_not_kept_for_ever(sweep: FakeSweep) -> None:
+    for number in range(6):
+        for key in sweep.ids:
+            sweep.finish(*key, last_test_top1_pct=20.0 + number)
+        collected(sweep.folder.path)
+    assert len(layers(sweep)) <= 2
+    assert answer(collected(sweep.folder.path)) == answer(without(sweep.folder.path))
 
 
 def test_racing_collects_are_all_right(sweep: FakeSweep) -> None:

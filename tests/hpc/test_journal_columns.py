@@ -53,6 +53,13 @@ def test_later_generations_and_later_lines_win_as_they_do_among_records(folder: 
     assert_equal(folder)
 
 
+def test_a_higher_generation_wins_also_from_an_earlier_file(folder: RunFolder) -> None:
+    write(folder, 2, range(1, 6))
+    write(folder, 9, range(3, 5)).rename(folder.journal(1))
+    assert journal_columns.read(folder).values[COLUMNS.index("generation")].tolist() == [2, 2, 9, 9, 2]
+    assert_equal(folder)
+
+
 @pytest.mark.parametrize(
     "line",
     [
