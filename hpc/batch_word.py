@@ -5,6 +5,7 @@ killed. One invariant: an ending that somebody else could tell is never changed 
 """
 
 import dataclasses
+from pathlib import Path
 
 from hpc.paths import SweepFolder
 from hpc.requeue import UNASKED, UNKNOWN_CANCELLER, budget_of
@@ -42,11 +43,18 @@ def record_killed(folder: RunFolder) -> None:
         attempts.write_inferred_end(folder, claim.generation, end.ending, reason=end.reason, proof="the batch script saw it")
 
 
-def _word(folder: RunFolder, claim: Claim) -> str | None:
+def word_file(folder: RunFolder, claim: Claim) -> Path | None:
+    """Where the batch script of this attempt leaves its word, whether it did or not; None for an attempt outside a job."""
     owner = claim.owner
     if owner is None or (job_id := owner.array_job_id or owner.raw_job_id) is None:
         return None
-    mark = SweepFolder(folder.path.parent).logs / f"batch-{owner.cluster or 'slurm'}-{job_id}-{owner.restart_count}"
+    return SweepFolder(folder.path.parent).logs / f"batch-{owner.cluster or 'slurm'}-{job_id}-{owner.restart_count}"
+
+
+def _word(folder: RunFolder, claim: Claim) -> str | None:
+    mark = word_file(folder, claim)
+    if mark is None:
+        return None
     try:
         if mark.stat().st_mtime < folder.claim(claim.generation).stat().st_mtime:
             return None  # about an older job: a cluster that was set up anew counts its jobs from 1 again

@@ -6,12 +6,15 @@ them in (but for a run that is called running for as long as its beat is young).
 """
 
 import contextlib
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+import gc
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from hpc import run_records
 from hpc.batch_word import known_end
+from hpc.collect_cache import FinishedRun, SweepCache
 from hpc.history import History
 from hpc.hold import cancelled_runs
 from hpc.no_sweep import foreign_runs, forked_from
@@ -19,7 +22,7 @@ from hpc.paths import Plan, Submission, Submissions, SweepFolder
 from hpc.spans import Span, read_spans
 from hpc.spent import by_job_id
 from hpc.states import MISSING, State, decide, is_beating
-from seresnet import attempts, journal
+from seresnet import attempts
 from seresnet.claims import this_process
 from seresnet.errors import ConfigError, ToolkitError
 from seresnet.record_types import conforms
@@ -93,8 +96,29 @@ class Gathered:
         return tuple(row for row in self.rows if arm in row.arms)
 
 
-def gather(folders: Sequence[Path]) -> Gathered:
-    """Read every run of these sweeps. Raises ConfigError only for a folder that is no sweep, or two sweeps of one name."""
+def gather(folders: Sequence[Path], use_cache: bool = True) -> Gathered:
+    """Read every run of these sweeps. Raises ConfigError only for a folder that is no sweep, or two sweeps of one name.
+
+    Several sweeps: a run that is finished in more than one of them with the same bits is one row, in the arms of all. use_cache: read and
+    write .collect/ in each sweep's folder (hpc.collect_cache), where it can be written; the answer is the same.
+    """
+    with _collector_off():
+        return _gather(folders, use_cache)
+
+
+@contextlib.contextmanager
+def _collector_off() -> Iterator[None]:
+    """Python's collector of cycles walks through all objects again and again while 10,000 rows come to be, none of which is garbage."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _gather(folders: Sequence[Path], use_cache: bool) -> Gathered:
     sweeps = [SweepFolder(path) for path in folders]
     plans = [Plan.read(sweep) for sweep in sweeps]
     _refuse_equal_names(sweeps, plans)
@@ -105,12 +129,34 @@ def gather(folders: Sequence[Path]) -> Gathered:
         prefix = f"{plan.sweep}/" if len(sweeps) > 1 else ""
         notes = _Notes(prefix)
         arms += [prefix + arm for arm in plan.arms]
-        cancelled = cancelled_runs(sweep, plan)
         by_job = _jobs_of(sweep, notes)
-        rows += [_read_run(sweep, plan, run_id, prefix, cancelled, by_job, notes) for run_id in plan.runs]
+        cache = SweepCache(sweep, by_job, use_cache)
+        cancelled = cancelled_runs(sweep, plan)
+        rows += [_read_run(sweep, plan, run_id, prefix, cancelled, by_job, cache, notes) for run_id in plan.runs]
+        cache.close(plan.runs)
         _note_foreign_folders(sweep, plan, notes)
         skipped += notes.lines
-    return Gathered(arms=tuple(arms), rows=tuple(rows), skipped=tuple(skipped))
+    rows, doubled = _each_once(rows)
+    return Gathered(arms=tuple(arms), rows=tuple(rows), skipped=(*skipped, *doubled))
+
+
+def _each_once(rows: Sequence[RunRow]) -> tuple[list[RunRow], list[str]]:
+    """(rows in which equal finished runs of several sweeps are one, in all their arms; a line for each id with different bits)."""
+    found: dict[tuple[str, object], RunRow] = {}
+    for place, row in enumerate(rows):
+        key = (row.run_id, row.result.state_digest if row.result else place)
+        known = found.get(key)
+        found[key] = row if known is None else replace(known, arms=(*known.arms, *row.arms))
+    finished: dict[str, list[RunRow]] = {}
+    for row in found.values():
+        if row.result is not None:
+            finished.setdefault(row.run_id, []).append(row)
+    lines = [
+        f"{same[0].slug} ({run_id}): finished in {', '.join(row.sweep for row in same)} with different bits: each counts in its own sweep"
+        for run_id, same in finished.items()
+        if len(same) > 1
+    ]
+    return list(found.values()), lines
 
 
 class _Notes:
@@ -141,32 +187,58 @@ def _jobs_of(sweep: SweepFolder, notes: _Notes) -> Mapping[str, Submission]:
 
 
 def _read_run(
-    sweep: SweepFolder, plan: Plan, run_id: str, prefix: str, cancelled: Collection[str], by_job: Mapping[str, Submission], notes: _Notes
+    sweep: SweepFolder,
+    plan: Plan,
+    run_id: str,
+    prefix: str,
+    cancelled: Collection[str],
+    by_job: Mapping[str, Submission],
+    cache: SweepCache,
+    notes: _Notes,
 ) -> RunRow:
     entry = plan.runs[run_id]
     folder = RunFolder(path=sweep.path / entry.folder)
+    finished = cache.finished(run_id, folder)
+    facts = _of_finished(finished) if finished else _read_facts(folder, run_id, run_id in cancelled, by_job, cache, notes)
+    arms = tuple(prefix + arm for arm in entry.arms)
+    history = _read_history(folder, run_id, cache, notes)
+    return RunRow(sweep=plan.sweep, arms=arms, run_id=run_id, slug=entry.slug, history=history, **facts)
+
+
+def _of_finished(run: FinishedRun) -> dict[str, Any]:
+    """What a row says of a run beside its place in the plan and its history."""
+    return {
+        "state": "finished",
+        "ending": run.ending,
+        "reason": "",
+        "config": run.config,
+        "result": run.result,
+        "spans": run.spans,
+        "epochs_planned": run.head.epochs,
+    }
+
+
+def _read_facts(
+    folder: RunFolder, run_id: str, is_cancelled: bool, by_job: Mapping[str, Submission], cache: SweepCache, notes: _Notes
+) -> dict[str, Any]:
+    """The same, read afresh; kept if the run is finished and nothing had to be skipped."""
+    look, noted = cache.look(folder), len(notes.lines)
     record = _read_record(folder, run_id, notes)
     result = _read_result(folder, run_id, notes)
-    state, ending, reason = _state(folder, record, result, run_id in cancelled, notes)
-    return RunRow(
-        sweep=plan.sweep,
-        arms=tuple(prefix + arm for arm in entry.arms),
-        run_id=run_id,
-        slug=entry.slug,
-        state=state,
-        ending=ending,
-        reason=reason,
-        config=record.config if record else None,
-        result=result if state == "finished" else None,
-        history=_read_history(folder, notes),
-        spans=_read_spans(folder, by_job),
-        epochs_planned=record.epochs if record else None,
-    )
+    state, ending, reason = _state(folder, record, result, is_cancelled, notes)
+    spans = _read_spans(folder, record, by_job)
+    if state == "finished" and record and result:
+        run = FinishedRun(config=record.config, head=RunHead.of(record), result=result, ending=ending, spans=spans)
+        if look and len(notes.lines) == noted:
+            cache.keep(run_id, folder, look, run)
+        return _of_finished(run)
+    config, epochs = (record.config, record.epochs) if record else (None, None)
+    return {"state": state, "ending": ending, "reason": reason, "config": config, "spans": spans, "epochs_planned": epochs}
 
 
-def _read_spans(folder: RunFolder, by_job: Mapping[str, Submission]) -> tuple[Span, ...]:
+def _read_spans(folder: RunFolder, record: RunRecord | None, by_job: Mapping[str, Submission]) -> tuple[Span, ...]:
     try:
-        return read_spans(folder, RunHead.read(folder), by_job)
+        return read_spans(folder, RunHead.of(record) if record else RunHead.read(folder), by_job)
     except (ToolkitError, OSError):
         return ()  # named already, as its run.yaml or its attempts
 
@@ -265,7 +337,7 @@ def _read_record(folder: RunFolder, run_id: str, notes: _Notes) -> RunRecord | N
     if not folder.run_yaml.exists():
         return None
     try:
-        record = RunRecord.read(folder)
+        record = run_records.read(folder)
         if record.run_id != run_id:
             raise ValueError(f"belongs to run {record.run_id!r}, plan.json says {run_id!r}{forked_from(folder)}")
         train = record.config["train"]
@@ -288,15 +360,15 @@ def _read_result(folder: RunFolder, run_id: str, notes: _Notes) -> TrainResult |
         return None
 
 
-def _read_history(folder: RunFolder, notes: _Notes) -> History:
+def _read_history(folder: RunFolder, run_id: str, cache: SweepCache, notes: _Notes) -> History:
     try:
-        records, bad = journal.read_noting(folder)
+        history, bad = cache.history(run_id, folder)
     except (OSError, ValueError) as error:
         notes.skip(_name(folder, folder.metrics), f"not a journal: {_short(error, folder)}")
         return History()
     for name, lines in sorted(bad.items()):
         notes.skip(_name(folder, folder.metrics / name), f"{lines} torn or foreign line{'s' if lines > 1 else ''}")
-    return History.of(records)
+    return history
 
 
 def _note_foreign_folders(sweep: SweepFolder, plan: Plan, notes: _Notes) -> None:

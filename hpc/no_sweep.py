@@ -6,7 +6,7 @@ Looks at names and run.yaml alone. One invariant: whatever cannot be read is pas
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,8 +56,8 @@ def sweeps_in(folder: Path) -> list[Path]:
 def foreign_runs(sweep: Path, plan: "Plan") -> Iterator[tuple[str, str]]:
     """(name, what it is) of each folder in a sweep's that holds a run which the plan does not know."""
     planned = {entry.folder for entry in plan.runs.values()}
-    for path in _folders(sweep):
-        if path.name in planned or SET_ASIDE in path.name:
+    for path in _folders(sweep, planned):
+        if SET_ASIDE in path.name:
             continue
         if _RUN_FOLDER_NAME.fullmatch(path.name) or _has(path / "run.yaml"):
             yield path.name, f"a run that is not in plan.json{forked_from(RunFolder(path=path))}"
@@ -71,9 +71,11 @@ def forked_from(folder: RunFolder) -> str:
     return ""
 
 
-def _folders(folder: Path) -> list[Path]:
+def _folders(folder: Path, known: Collection[str] = ()) -> list[Path]:
+    """In the order of their names, without those that are known."""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        return sorted(Path(entry.path) for entry in entries if entry.is_dir())
+        # By name, not as paths: comparing 10,000 of those takes half a second.
+        return [folder / name for name in sorted(entry.name for entry in entries if entry.name not in known and entry.is_dir())]
     return []
 
 

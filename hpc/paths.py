@@ -65,6 +65,11 @@ class SweepFolder:
         return self.path / "cleaned.json"
 
     @property
+    def collect_cache(self) -> Path:
+        """What collect has read, so that it need not read it again; may be deleted at any time. See hpc.collect_cache."""
+        return self.path / ".collect"
+
+    @property
     def trials(self) -> Path:
         """What --smoke and --calibrate leave: scratch runs and what they measured. Never part of the table."""
         return self.path / "trials"
@@ -289,7 +294,7 @@ def _is_number(name: str) -> bool:
 
 def _is_name(text: str) -> bool:
     """One part of a path that leads nowhere else, and that a terminal shows as it is."""
-    return text not in ("", "..") and Path(text).name == text and text.isprintable()
+    return text not in ("", ".", "..") and "/" not in text and text.isprintable()
 
 
 def _submission(entry: Mapping[str, Any]) -> Submission:

@@ -37,7 +37,7 @@ class Span:
 def read_spans(folder: RunFolder, head: RunHead, by_job: Mapping[str, Submission]) -> tuple[Span, ...]:
     """Every attempt whose claim can be read, oldest first. by_job: SLURM's job id -> submission."""
     found = []
-    for generation in range(1, attempts.newest_generation(folder) + 1):
+    for generation in attempts.generations(folder):
         try:
             found.append(_span(folder, generation, head, by_job))
         except OSError:

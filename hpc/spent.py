@@ -79,10 +79,15 @@ def last_sign(folder: RunFolder, claim: Claim, end: End | None) -> float | None:
 
 
 def width(head: RunHead, owner: Owner, by_job: Mapping[str, Submission]) -> float:
+    """Devices that an attempt held, see devices."""
+    return devices(head, owner.array_job_id or owner.raw_job_id, by_job)
+
+
+def devices(head: RunHead, job: str | None, by_job: Mapping[str, Submission]) -> float:
     """Devices held: of a cuda run its ranks' GPUs, or its share of them where several runs of a pack train side by side."""
     if head.device == "cpu":
         return head.ranks * head.threads
-    entry = by_job.get((owner.array_job_id or owner.raw_job_id or "").partition("_")[0])
+    entry = by_job.get((job or "").partition("_")[0])
     if entry is not None and entry.at_a_time > 1 and entry.gpus:
         return entry.gpus * entry.nodes / entry.at_a_time
     return head.ranks

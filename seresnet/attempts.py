@@ -70,12 +70,19 @@ class End:
 
 def newest_generation(folder: RunFolder, files: Files = DISK) -> int:
     """The highest claimed generation; 0 before the first claim. Costs one listing."""
-    return max(_generations(folder, files), default=0)
+    return max(generations(folder, files), default=0)
+
+
+def generations(folder: RunFolder, files: Files = DISK) -> list[int]:
+    """Every claimed generation, lowest first. Costs one listing."""
+    stems = (name.removesuffix(".json") for name in files.names(folder.attempts) if name.endswith(".json"))
+    numbers = (int(stem) for stem in stems if stem.isascii() and stem.isdigit() and f"{int(stem):06d}" == stem)
+    return sorted(numbers)
 
 
 def read_claims(folder: RunFolder, files: Files = DISK) -> list[Claim]:
     """Every claim, lowest generation first."""
-    return [read_claim(folder, generation, files) for generation in sorted(_generations(folder, files))]
+    return [read_claim(folder, generation, files) for generation in generations(folder, files)]
 
 
 def newest_claim(folder: RunFolder, files: Files = DISK) -> Claim | None:
@@ -166,11 +173,6 @@ def _create(path: Path, payload: bytes, files: Files) -> bool:
         remove(path, files)
         raise
     return True
-
-
-def _generations(folder: RunFolder, files: Files) -> list[int]:
-    stems = (name.removesuffix(".json") for name in files.names(folder.attempts) if name.endswith(".json"))
-    return [int(stem) for stem in stems if stem.isascii() and stem.isdigit() and folder.claim(int(stem)).stem == stem]
 
 
 def _owner(value: Any) -> Owner | None:

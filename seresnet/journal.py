@@ -21,7 +21,7 @@ from seresnet.run_folder import RunFolder
 _BLOCK = 4096
 _ABSENT = object()
 #: The key of a line's checksum, over the canonical JSON of the others. Lines of other programs may lack it.
-_SUM = "crc32"
+SUM = "crc32"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ _DEFAULTS = {key.name: _ABSENT if key.default is MISSING else key.default for ke
 def append(folder: RunFolder, record: EpochRecord, files: Files = DISK) -> None:
     """Write one line; durable when this returns. Raises OSError: then the line may be there, half of it, or nothing."""
     values = asdict(record)
-    line = json.dumps({**values, _SUM: _checksum(values)}, allow_nan=False) + "\n"
+    line = json.dumps({**values, SUM: _checksum(values)}, allow_nan=False) + "\n"
     path = folder.journal(record.generation)
     with files.append(path) as file:
         # A line torn by a kill or a full disk must not swallow this one: start on a line of our own.
@@ -96,7 +96,7 @@ def read_noting(folder: RunFolder, files: Files = DISK) -> tuple[list[EpochRecor
     """What read gives, and the number of torn or foreign lines of each file that has any, by its name."""
     merged: dict[int, EpochRecord] = {}
     bad: dict[str, int] = {}
-    for name in _names(folder, files):
+    for name in names(folder, files):
         lines = [line for line in files.read(folder.metrics / name).splitlines() if line.strip()]
         records = [record for record in map(parse, lines) if record is not None]
         _merge(merged, records)
@@ -111,7 +111,7 @@ def read_last(folder: RunFolder, count: int) -> list[EpochRecord]:
     Every file is taken to be in the order of its steps, as one attempt writes it.
     """
     merged: dict[int, EpochRecord] = {}
-    for name in reversed(_names(folder)):
+    for name in reversed(names(folder)):
         # Of equal generations the later line wins within a file; across files the higher generation does, in whatever order.
         found: dict[int, EpochRecord] = {}
         for record in filter(None, map(parse, _lines_backwards(folder.metrics / name))):
@@ -130,7 +130,7 @@ def parse(line: bytes) -> EpochRecord | None:
     try:
         value = parse_json(line)
         # A power loss can garble a line that was not synced yet so that it still reads well (seen, on the simulated disk).
-        if not isinstance(value, dict) or (_SUM in value and value.pop(_SUM) != _checksum(value)):
+        if not isinstance(value, dict) or (SUM in value and value.pop(SUM) != _checksum(value)):
             return None
     except ValueError:  # also for a number that is none
         return None
@@ -158,10 +158,10 @@ def _is_at_least(record: EpochRecord, other: EpochRecord) -> bool:
     return record.generation >= other.generation
 
 
-def _names(folder: RunFolder, files: Files = DISK) -> list[str]:
-    """Names of the journal's files, lowest generation first; those that are no generation's come before."""
-    names = [name for name in files.names(folder.metrics) if name.startswith("g") and name.endswith(".jsonl")]
-    return sorted(names, key=lambda name: int(stem) if (stem := name[1 : -len(".jsonl")]).isdigit() else -1)
+def names(folder: RunFolder, files: Files = DISK) -> list[str]:
+    """The journal's files, lowest generation first; those that are no generation's come before."""
+    found = [name for name in files.names(folder.metrics) if name.startswith("g") and name.endswith(".jsonl")]
+    return sorted(found, key=lambda name: int(stem) if (stem := name[1 : -len(".jsonl")]).isdigit() else -1)
 
 
 def _lines_backwards(path: Path) -> Iterator[bytes]:

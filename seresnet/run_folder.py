@@ -26,14 +26,14 @@ RESULT_SCHEMA = migrations.CURRENT["result.json"]
 Guard = Callable[[], None] | None
 
 #: The same safe loader in C where PyYAML was built with it: a seventh of the time, and a sweep has 1,000 of these files.
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # the same bytes
 _REWRITE = "Move run.yaml away, if it is there, and launch the sweep again to write it."
 #: run.yaml as RunRecord.write lays it out, from its first line to its last, and the sections and values of its config.
-_WHOLE = re.compile(
+OUTLINE = re.compile(
     rf"schema: {RUN_SCHEMA}\nrun_id: .+\nslug: .+\nconfig:\n((?:  .+\n)+)pinned:(?: null|(?:\n  .+)+)\nmarks:(?: \[\]|(?:\n[- ] .+)+)\n"
 )
-_SECTION = re.compile(r"^  (\w+):\n((?:    .+\n)*)", re.MULTILINE)
+SECTION = re.compile(r"^  (\w+):\n((?:    .+\n)*)", re.MULTILINE)
 _VALUE = re.compile(r"^    (\w+): (.+)$", re.MULTILINE)
 _CHECKPOINT_NAME = re.compile(r"g(\d{4,})-s(\d{9,})-([0-9a-f]{16})\.safetensors")
 
@@ -215,7 +215,7 @@ class RunRecord:
     def read(cls, folder: RunFolder) -> "RunRecord":
         """Raises ConfigError when run.yaml is missing, is not YAML, or is of another schema."""
         try:
-            value = yaml.load(folder.run_yaml.read_text(), _LOADER)
+            value = yaml.load(folder.run_yaml.read_text(), LOADER)
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise ConfigError(f"{folder.run_yaml}: cannot be read: {error}. {_REWRITE}") from error
         try:
@@ -257,10 +257,11 @@ class RunHead:
             text = folder.run_yaml.read_text()
         except (OSError, ValueError):
             text = ""
-        return cls._scan(text) or cls._of(RunRecord.read(folder))
+        return cls._scan(text) or cls.of(RunRecord.read(folder))
 
     @classmethod
-    def _of(cls, record: RunRecord) -> "RunHead":
+    def of(cls, record: RunRecord) -> "RunHead":
+        """Raises ConfigError where the record says no number of epochs."""
         epochs = record.epochs
         data, train = (record.config.get(section) for section in ("data", "train"))
         found: dict[str, Any] = {**(train if isinstance(train, dict) else {}), "val_images": (data or {}).get("val_images")}
@@ -271,8 +272,8 @@ class RunHead:
     @classmethod
     def _scan(cls, text: str) -> "RunHead | None":
         """None unless the whole text has the outline of a record of this version and every value stands in its place, once."""
-        whole = _WHOLE.fullmatch(text)
-        sections = dict(_SECTION.findall(whole[1])) if whole else {}
+        whole = OUTLINE.fullmatch(text)
+        sections = dict(SECTION.findall(whole[1])) if whole else {}
         data, train = (_VALUE.findall(sections.get(name, "")) for name in ("data", "train"))
         found = {key: value for key, value in train if key in ("epochs", "ranks", "threads", "device")}
         found |= {key: value for key, value in data if key == "val_images"}
