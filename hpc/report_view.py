@@ -1,0 +1,210 @@
+"""What the page says before its figures: what was asked, what came of it in one sentence, and the table's cells.
+
+Words only, from a comparison; hpc.report puts them into the template. One invariant: a lead is never named without how sure it is.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hpc import settings, tables
+from hpc.gather import RunRow
+from hpc.stats import ArmSummary, Difference
+from hpc.tables import Comparison
+
+#: Columns that a phone shows first; the others follow in the order of hpc.tables.
+_FIRST_COLUMNS = ("arm", "last epoch", "difference", "n")
+_TEXT_COLUMNS = ("arm", "states")
+
+_NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?")
+#: A value and what qualifies it: "94.21 ± 0.20", "+1.2 [+0.8, +1.6], 3 pairs".
+_QUALIFIED = re.compile(r"^([^±\[]*[^±\[ ,])(?: (±.*|\[.*)|(, \d+ pairs?))$")
+
+#: Classes up to which a confusion matrix is a table; of more the commonest confusions are listed.
+_MOST_CLASSES = 20
+_MOST_PAIRS = 15
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """value stands large, rest small below or beside it; order is what the column is sorted by, None sorts last."""
+
+    value: str
+    rest: str
+    order: str | None
+    is_text: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmAsked:
+    """One line of what was compared: the values of the keys that differ."""
+
+    arm: str
+    is_baseline: bool
+    runs: int
+    finished: int
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """keys: what differs between arms. common: what all runs share and is not this version's default."""
+
+    arms: tuple[ArmAsked, ...]
+    keys: tuple[str, ...]
+    seeds: str
+    common: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confusion:
+    """One arm's errors. lines: (true class, ((count, share step 0..10, share text), ...)) or pairs where classes are many."""
+
+    arm: str
+    runs: int
+    is_open: bool
+    classes: tuple[str, ...]
+    lines: tuple[tuple[str, tuple[tuple[int, int, str], ...]], ...]
+    pairs: tuple[tuple[str, str, int], ...]
+
+
+def asked(comparison: Comparison) -> Asked:
+    """From the configs that can be read, whatever state their runs are in."""
+    rows = [row for row in comparison.gathered.rows if row.arms]
+    by_arm = {arm.arm: settings.shared(settings.configs_of(comparison.gathered.of_arm(arm.arm))) for arm in comparison.arms}
+    known = [config for config in by_arm.values() if config]
+    keys = settings.varied(known)
+    common = settings.unusual(settings.shared(settings.configs_of(rows)))
+    return Asked(
+        arms=tuple(_arm_asked(comparison, arm, by_arm[arm.arm], keys) for arm in comparison.arms),
+        keys=tuple(keys),
+        seeds=_seeds(rows),
+        common=tuple((key, settings.text(value)) for key, value in common.items() if key != settings.SEED),
+    )
+
+
+def _arm_asked(comparison: Comparison, arm: ArmSummary, config: settings.Settings, keys: Sequence[str]) -> ArmAsked:
+    rows = comparison.gathered.of_arm(arm.arm)
+    values = tuple(settings.text(config[key]) if key in config else "unknown" if not config else "-" for key in keys)
+    return ArmAsked(arm=arm.arm, is_baseline=arm.is_baseline, runs=len(rows), finished=arm.n, values=values)
+
+
+def _seeds(rows: Sequence[RunRow]) -> str:
+    """0-4, or 0, 2, 7."""
+    seeds = sorted({row.seed for row in rows if row.seed is not None})
+    if len(seeds) > 2 and seeds == list(range(seeds[0], seeds[-1] + 1)):
+        return f"{seeds[0]}\u2013{seeds[-1]}"
+    return ", ".join(map(str, seeds)) or "unknown"
+
+
+def verdict(comparison: Comparison) -> tuple[str, str]:
+    """(what leads and by how much, how sure that is)."""
+    counted = [arm for arm in comparison.arms if arm.last]
+    if not counted:
+        return "Nothing has finished yet, so there is no result to compare.", ""
+    if len(counted) == 1:
+        only = counted[0]
+        others = f" No other of the {len(comparison.arms)} arms has a finished run yet." if len(comparison.arms) > 1 else ""
+        return f"{only.arm} reaches a test accuracy of {_accuracy(only)}.{others}", _how_many(only.n)
+    best = max(counted, key=lambda arm: arm.last.mean if arm.last else 0)
+    return _lead(comparison, best, counted)
+
+
+def _lead(comparison: Comparison, best: ArmSummary, counted: Sequence[ArmSummary]) -> tuple[str, str]:
+    baseline = next((arm for arm in counted if arm.is_baseline), None)
+    if best.is_baseline:
+        return f"The baseline, {best.arm}, has the highest test accuracy: {_accuracy(best)}.", _against_baseline(counted)
+    by = f", {best.difference.mean:+.2f} points against {comparison.baseline}" if best.difference else ""
+    first = f"{best.arm} has the highest test accuracy: {_accuracy(best)}{by}."
+    if baseline is None:
+        return first, f"The baseline {comparison.baseline} has no finished run, so there is no difference to judge."
+    return first, " ".join([_how_sure(best.difference), _of_many(counted)]).strip()
+
+
+def _accuracy(arm: ArmSummary) -> str:
+    assert arm.last is not None
+    spread = "" if arm.last.std is None else f" ± {arm.last.std:.2f}"
+    return f"{arm.last.mean:.2f}{spread} %"
+
+
+def _how_many(n: int) -> str:
+    return f"Mean and standard deviation over {n} seeds." if n > 1 else "One seed: nothing is known about its spread."
+
+
+def _how_sure(change: Difference | None) -> str:
+    if change is None:
+        return "No seed is finished in both, so the difference is not paired and has no interval."
+    if change.low is None or change.high is None:
+        return "One pair of seeds: there is no interval, and a difference of this size may be chance."
+    interval = f"95 % interval {change.low:+.2f} to {change.high:+.2f} over {change.pairs} pairs of seeds"
+    sure = "does not include zero" if change.low > 0 or change.high < 0 else "includes zero: these runs do not tell the two apart"
+    return f"{interval}; it {sure}."
+
+
+def _of_many(counted: Sequence[ArmSummary]) -> str:
+    return f"It is the highest of {len(counted)} arms, and the highest of many is in part luck." if len(counted) > 3 else ""
+
+
+def _against_baseline(counted: Sequence[ArmSummary]) -> str:
+    changes = [arm.difference for arm in counted if arm.difference and arm.difference.high is not None]
+    below = sum(change.high is not None and change.high < 0 for change in changes)
+    of = f"{len(changes)} other arm{'s' if len(changes) > 1 else ''} with an interval"
+    return f"Of {of}, {below} {'lies' if below == 1 else 'lie'} wholly below it." if changes else ""
+
+
+def table(comparison: Comparison) -> tuple[tuple[str, ...], tuple[tuple[Cell, ...], ...]]:
+    """(column names, a line of cells for each arm): what hpc.tables shows, with the columns that matter most first."""
+    names = tables.header()
+    order = sorted(range(len(names)), key=lambda place: _FIRST_COLUMNS.index(names[place]) if names[place] in _FIRST_COLUMNS else 99)
+    lines = [tables.cells(arm) for arm in comparison.arms]
+    return tuple(names[place] for place in order), tuple(tuple(_cell(names[place], line[place]) for place in order) for line in lines)
+
+
+def _cell(column: str, text: str) -> Cell:
+    if column in _TEXT_COLUMNS:
+        return Cell(value=text, rest="", order=text, is_text=True)
+    match = _QUALIFIED.match(text)
+    value, rest = (match[1], (match[2] or match[3]).lstrip(", ")) if match else (text, "")
+    number = _NUMBER.search(value)
+    order = number[0].replace(",", "") if number else "0" if text == "baseline" else None
+    return Cell(value=value, rest=rest, order=order, is_text=False)
+
+
+def confusions(comparison: Comparison) -> tuple[Confusion, ...]:
+    """Of every arm whose finished runs have the same classes; the baseline and the highest are open."""
+    counted = [arm for arm in comparison.arms if arm.last]
+    best = max(counted, key=lambda arm: arm.last.mean if arm.last else 0).arm if counted else ""
+    found = [_confusion(comparison, arm.arm, arm.is_baseline or arm.arm == best) for arm in counted]
+    return tuple(one for one in found if one)
+
+
+def _confusion(comparison: Comparison, arm: str, is_open: bool) -> Confusion | None:
+    results = [row.result for row in comparison.gathered.of_arm(arm) if row.result]
+    if len({tuple(result.classes) for result in results}) != 1:
+        return None
+    counts = np.sum([result.confusion for result in results], axis=0)
+    classes = tuple(results[0].classes)
+    is_small = len(classes) <= _MOST_CLASSES
+    return Confusion(
+        arm=arm,
+        runs=len(results),
+        is_open=is_open,
+        classes=classes,
+        lines=tuple((name, _shares(counts[place])) for place, name in enumerate(classes)) if is_small else (),
+        pairs=_commonest(counts, classes),
+    )
+
+
+def _shares(counts: Any) -> tuple[tuple[int, int, str], ...]:
+    """Steps of the square root, which brings out errors of a few percent."""
+    share = 100 * counts / max(int(counts.sum()), 1)
+    return tuple((int(count), round(float(part) ** 0.5), f"{part:.1f} %") for count, part in zip(counts, share, strict=True))
+
+
+def _commonest(counts: Any, classes: Sequence[str]) -> tuple[tuple[str, str, int], ...]:
+    wrong = [(int(counts[true, said]), true, said) for true in range(len(classes)) for said in range(len(classes)) if true != said]
+    top = sorted(wrong, key=lambda one: (-one[0], one[1:]))[:_MOST_PAIRS]
+    return tuple((classes[true], classes[said], count) for count, true, said in top if count)
