@@ -16,13 +16,10 @@ from bokeh.document import Document
 from bokeh.models import BoxZoomTool, ColumnDataSource, HoverTool, NumeralTickFormatter, PanTool, Range1d, ResetTool, WheelZoomTool
 from bokeh.plotting import figure
 
-from hpc.report_series import Line, Panel, Point
+from hpc.report_series import Line, Panel, Point, beside_axis
 from seresnet.durable import parse_json
 
 _TICK, _LABEL = "11px", "12px"
-
-#: An arm's name beside an axis; longer ones are cut, and whole under the pointer.
-_MOST_LETTERS = 30
 
 
 def figures_json(panels: Sequence[Panel], differences: Sequence[Point], sizes: Sequence[Point]) -> dict[str, Any]:
@@ -134,7 +131,7 @@ def _differences(points: Sequence[Point]) -> Any:
     y = _range(-0.6, len(points) - 0.4)
     plot = _plot("difference of last-epoch test accuracy (points)", "", _range_of(points), y, height=110 + 26 * len(points))
     plot.yaxis.ticker = [point.place for point in points]
-    plot.yaxis.major_label_overrides = {point.place: _cut(point.arm.name) for point in points}
+    plot.yaxis.major_label_overrides = {point.place: beside_axis(point.arm.name) for point in points}
     plot.ygrid.grid_line_color = None
     plot.vspan(x=[0], line_width=1.2, line_color="#767676", line_dash="dashed")
     for point in points:
@@ -183,7 +180,3 @@ def _range_of(points: Sequence[Point]) -> Range1d:
 
 def _range(start: float, end: float) -> Range1d:
     return Range1d(start=start, end=end)
-
-
-def _cut(name: str) -> str:
-    return name if len(name) <= _MOST_LETTERS else f"{name[: _MOST_LETTERS - 1]}…"

@@ -5,23 +5,28 @@ The same numbers as hpc.report_figures draws, in the style of hpc.figures. One i
 
 import io
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from hpc.figures import STYLE
-from hpc.report_series import Panel, Point
+from hpc.report_series import Panel, Point, beside_axis, thinned
+
+#: Of a curve: 2 a millimetre.
+_MOST_POINTS = 150
 
 _SIZE = (5.4, 3.3)  # inches: two beside each other on a sheet
-_MOST_LETTERS = 26
 #: In an attribute and in an address; everything else stands for itself.
 _ESCAPES = {"%": "%25", "#": "%23", "<": "%3C", ">": "%3E", '"': "%22", "&": "%26", "\n": "%0A"}
+_COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 # Not of numbers below one: the scale of a letter is 0.015625.
 _LONG_NUMBER = re.compile(r"\b([1-9]\d*\.\d\d)\d+")
 
@@ -39,7 +44,8 @@ def pictures(panels: Sequence[Panel], differences: Sequence[Point], sizes: Seque
 
 def _picture(draw: Callable[[Axes], None], height: float) -> str:
     style: Any = {**matplotlib.rcParamsDefault, **STYLE, "backend": "svg", "svg.hashsalt": "page", "path.simplify_threshold": 0.3}
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(style), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a letter that the font lacks is a box in print, and whole everywhere else
         made = Figure(figsize=(_SIZE[0], height), layout="constrained")
         FigureCanvasSVG(made)
         draw(made.subplots())
@@ -50,16 +56,18 @@ def _picture(draw: Callable[[Axes], None], height: float) -> str:
 
 def _small(svg: str) -> str:
     """Two decimals of a point are finer than any printer."""
-    body = svg[svg.index("<svg") :]
+    body = _COMMENT.sub("", svg[svg.index("<svg") :])  # they repeat every text
     return re.sub(r"\s+", " ", _LONG_NUMBER.sub(r"\1", body))
 
 
 def _curves(axes: Axes, panel: Panel) -> None:
     marker = "o" if max(len(line.x) for line in panel.lines) <= 30 else None
     for line in panel.lines:
-        axes.plot(line.x, line.mean, color=line.arm.colour, linestyle=_dash(line.arm.dash), marker=marker, markersize=3)
+        kept = thinned(len(line.x), _MOST_POINTS)
+        x, mean = np.array(line.x)[kept], np.array(line.mean)[kept]
+        axes.plot(x, mean, color=line.arm.colour, linestyle=_dash(line.arm.dash), marker=marker, markersize=3)
         if line.low and line.high:
-            axes.fill_between(line.x, line.low, line.high, color=line.arm.colour, alpha=0.18, linewidth=0)
+            axes.fill_between(x, np.array(line.low)[kept], np.array(line.high)[kept], color=line.arm.colour, alpha=0.18, linewidth=0)
     axes.set_xlim(panel.x)
     axes.set_ylim(panel.y)
     axes.set_xlabel("epoch")
@@ -76,7 +84,7 @@ def _differences(axes: Axes, points: Sequence[Point]) -> None:
     for point in points:
         axes.plot([value for _, value in point.singles], [point.place] * len(point.singles), "o", color=point.arm.colour, alpha=0.4, ms=4)
         _interval(axes, point, is_flat=True)
-    axes.set_yticks([point.place for point in points], [_cut(point.arm.name) for point in points])
+    axes.set_yticks([point.place for point in points], [_plain(beside_axis(point.arm.name)) for point in points])
     axes.set_ylim(-0.6, len(points) - 0.4)
     axes.grid(False, axis="y")
     axes.set_xlabel("difference of last-epoch test accuracy (points)")
@@ -86,7 +94,7 @@ def _sizes(axes: Axes, points: Sequence[Point]) -> None:
     for point in points:
         _interval(axes, point, is_flat=False)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
     axes.set_xlabel("parameters")
     axes.set_ylabel("last-epoch test accuracy (%)")
 
@@ -97,7 +105,6 @@ def _interval(axes: Axes, point: Point, is_flat: bool) -> None:
     axes.errorbar(**place, fmt="o", color=point.arm.colour, elinewidth=1.6, ms=6)  # type: ignore[arg-type]
 
 
-def _cut(name: str) -> str:
-    # A dollar sign would begin a formula, and half a formula is an error.
-    short = name if len(name) <= _MOST_LETTERS else f"{name[: _MOST_LETTERS - 1]}…"
-    return short.replace("$", r"\$")
+def _plain(text: str) -> str:
+    """A dollar sign would begin a formula, and half a formula is an error."""
+    return text.replace("$", r"\$")

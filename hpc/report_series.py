@@ -11,12 +11,13 @@ import numpy as np
 from hpc import figures
 from hpc.gather import RunRow
 from hpc.tables import Comparison
+from seresnet.errors import printable
 
 #: More arms than this look alike (colours x dashes of hpc.figures) and are not drawn.
 MOST_ARMS = len(figures.COLOURS) * len(figures.DASHES)
 
 #: Points of a mean, about one for every 2 pixels of a panel, and of a single run, which is only a faint line behind.
-MEAN_POINTS, RUN_POINTS = 300, 120
+MEAN_POINTS, RUN_POINTS = 300, 90
 
 #: Panels of curves: key in the journal, title, unit, decimals that are kept.
 CURVES = (
@@ -28,6 +29,8 @@ CURVES = (
 
 #: What the button "last quarter" shows.
 _LATE = 0.75
+
+_MOST_LETTERS = 28
 
 Bounds = tuple[float, float]
 
@@ -89,6 +92,12 @@ def drawn_arms(comparison: Comparison) -> tuple[DrawnArm, ...]:
     return tuple(_drawn(number, name) for number, name in enumerate(names))
 
 
+def beside_axis(name: str) -> str:
+    """An arm's name where there is little room."""
+    shown = printable(name)
+    return shown if len(shown) <= _MOST_LETTERS else f"{shown[: _MOST_LETTERS - 1]}…"
+
+
 def _drawn(number: int, name: str) -> DrawnArm:
     colour, dash = figures.COLOURS[number % len(figures.COLOURS)], figures.DASHES[number // len(figures.COLOURS) % len(figures.DASHES)]
     return DrawnArm(number=number, name=name, colour=colour, dash="" if dash == "solid" else " ".join(map(str, dash[1])))
@@ -123,7 +132,7 @@ def _line(rows: Sequence[RunRow], arm: DrawnArm, key: str, decimals: int) -> Lin
     low, high = ((curve.mean + sign * curve.std)[kept].round(decimals).tolist() if curve.n > 1 else None for sign in (-1, 1))
     return Line(
         arm=arm,
-        label=curve.label,
+        label=printable(curve.label),
         x=curve.epochs[kept].tolist(),
         mean=curve.mean[kept].round(decimals).tolist(),
         low=low,
@@ -166,7 +175,7 @@ def difference_points(comparison: Comparison) -> tuple[Point, ...]:
     return tuple(
         Point(
             arm=arm,
-            label=f"{arm.name} ({change.pairs} pair{'s' if change.pairs > 1 else ''})",
+            label=printable(f"{arm.name} ({change.pairs} pair{'s' if change.pairs > 1 else ''})"),
             place=len(with_pairs) - 1 - place,
             mean=change.mean,
             low=change.low,
@@ -200,7 +209,7 @@ def _size_point(comparison: Comparison, arm: DrawnArm, parameters: tuple[int, ..
     mean, std = float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
     return Point(
         arm=arm,
-        label=f"{arm.name} (n = {len(values)})",
+        label=printable(f"{arm.name} (n = {len(values)})"),
         place=parameters[0],
         mean=mean,
         low=None if std is None else mean - std,
