@@ -45,6 +45,10 @@ def _is_ours(config: Settings) -> bool:
     return "model.blocks" in config and not config.get("model.target")
 
 
+def _attends(config: Settings, kind: str) -> bool:
+    return _is_ours(config) and config.get("model.attention") == kind
+
+
 def _mixes(config: Settings, share_is_used: Callable[[float], bool]) -> bool:
     share = config.get("augment.cutmix_share")
     return bool(config.get("augment.mix_prob")) and isinstance(share, int | float) and share_is_used(share)
@@ -56,6 +60,7 @@ def _paper(key: str, year: str, author: str, title: str, venue: str, pages: str,
 
 
 _CVPR = "IEEE Conference on Computer Vision and Pattern Recognition (CVPR)"
+_ECCV = "European Conference on Computer Vision (ECCV)"
 _ICLR = "International Conference on Learning Representations (ICLR)"
 
 WORKS = (
@@ -64,7 +69,25 @@ WORKS = (
            "Deep Residual Learning for Image Recognition", _CVPR, "770--778", _is_ours),
     _paper("hu2018squeeze", "2018", "Hu, Jie and Shen, Li and Sun, Gang",
            "Squeeze-and-Excitation Networks", _CVPR, "7132--7141",
-           lambda config: _is_ours(config) and config.get("model.attention") == "se"),
+           lambda config: _attends(config, "se")),
+    _paper("wang2020eca", "2020",
+           "Wang, Qilong and Wu, Banggu and Zhu, Pengfei and Li, Peihua and Zuo, Wangmeng and Hu, Qinghua",
+           "{ECA-Net}: Efficient Channel Attention for Deep Convolutional Neural Networks", _CVPR, "11534--11542",
+           lambda config: _attends(config, "eca")),
+    _paper("woo2018cbam", "2018", "Woo, Sanghyun and Park, Jongchan and Lee, Joon-Young and Kweon, In So",
+           "{CBAM}: Convolutional Block Attention Module", _ECCV, "3--19",
+           lambda config: _attends(config, "cbam")),
+    _paper("roy2018concurrent", "2018", "Roy, Abhijit Guha and Navab, Nassir and Wachinger, Christian",
+           "Concurrent Spatial and Channel `Squeeze \\& Excitation' in Fully Convolutional Networks",
+           "Medical Image Computing and Computer Assisted Intervention (MICCAI)", "421--429",
+           lambda config: _attends(config, "scse")),
+    _paper("yang2021simam", "2021", "Yang, Lingxiao and Zhang, Ru-Yuan and Li, Lida and Xie, Xiaohua",
+           "{SimAM}: A Simple, Parameter-Free Attention Module for Convolutional Neural Networks",
+           "International Conference on Machine Learning (ICML)", "11863--11874",
+           lambda config: _attends(config, "simam")),
+    _paper("huang2016deep", "2016", "Huang, Gao and Sun, Yu and Liu, Zhuang and Sedra, Daniel and Weinberger, Kilian Q.",
+           "Deep Networks with Stochastic Depth", _ECCV, "646--661",
+           lambda config: _is_ours(config) and bool(config.get("model.drop_path"))),
     _paper("zhang2018mixup", "2018", "Zhang, Hongyi and Cisse, Moustapha and Dauphin, Yann N. and Lopez-Paz, David",
            "mixup: Beyond Empirical Risk Minimization", _ICLR, "",
            lambda config: _mixes(config, lambda share: share < 1)),
@@ -78,7 +101,7 @@ WORKS = (
            lambda config: config.get("augment.autoaugment") not in (None, "none")),
     _paper("loshchilov2017sgdr", "2017", "Loshchilov, Ilya and Hutter, Frank",
            "{SGDR}: Stochastic Gradient Descent with Warm Restarts", _ICLR, "",
-           lambda config: config.get("optim.schedule") == "cosine"),
+           lambda config: config.get("optim.schedule") in ("cosine", "restarts")),
     _paper("micikevicius2018mixed", "2018",
            "Micikevicius, Paulius and Narang, Sharan and Alben, Jonah and Diamos, Gregory and Elsen, Erich and Garcia, David and "
            "Ginsburg, Boris and Houston, Michael and Kuchaiev, Oleksii and Venkatesh, Ganesh and Wu, Hao",

@@ -84,8 +84,9 @@ def collect(
 ) -> tuple["Comparison", list[Path]]:
     """Write table.md, runs.csv, figures/*.png and report.html into output (one sweep: its own folder); return table and paths.
 
-    with_figures: where False, no page either, which takes as long. by: config keys to group by in place of arms. form: of FORMATS; its file is written, too. Raises ConfigError for a folder that is no
-    sweep, an unknown baseline, key or metric, or where pandas or matplotlib is not installed.
+    with_figures: where False, no page either, which takes as long. by: config keys to group by in place of arms. form: of FORMATS; its
+    file is written, too. Raises ConfigError for a folder that is no sweep, an unknown baseline, key or metric, or where pandas or
+    matplotlib is not installed.
     """
     from hpc.gather import gather  # numpy: --help must not wait for it
 

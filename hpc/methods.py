@@ -9,15 +9,24 @@ from collections.abc import Sequence
 from typing import Any
 
 from hpc import settings
+from hpc.comparison import Comparison
 from hpc.gather import RunRow
+from hpc.metrics import DEFAULT
 from hpc.settings import Settings
 from hpc.stats import ArmSummary
-from hpc.tables import Comparison
 
 #: Arms that are named one by one; of more the table has the numbers.
 _MOST_ARMS = 12
 
 _VARIED = "varied"
+
+_ATTENTION = {
+    "se": "squeeze-and-excitation (Hu et al., 2018)",
+    "eca": "efficient channel attention (Wang et al., 2020)",
+    "cbam": "CBAM (Woo et al., 2018)",
+    "scse": "spatial and channel squeeze-and-excitation (Roy et al., 2018)",
+    "simam": "SimAM (Yang et al., 2021)",
+}
 
 
 def paragraph(comparison: Comparison) -> str:
@@ -73,28 +82,37 @@ def _networks(common: Settings, configs: Sequence[Settings]) -> str:
     blocks, width = common.get("model.blocks"), common.get("model.width")
     if not isinstance(blocks, list | tuple):
         return ""
+    kind = f"{common.get('model.block', 'residual')} blocks"
     widths = f", {_and([f'{width * 2**stage}' for stage in range(len(blocks))])} channels wide" if isinstance(width, int) else ""
-    stages = f"with stages of {_and(list(map(str, blocks)))} basic blocks{widths}"
-    return f"The networks are residual (He et al., 2016), {stages}{_attention(common, configs)}."
+    stages = f"with stages of {_and(list(map(str, blocks)))} {kind}{widths}"
+    dropped = common.get("model.drop_path")
+    depth = f" Branches were dropped with stochastic depth, rate {dropped} (Huang et al., 2016)." if dropped else ""
+    return f"The networks are residual (He et al., 2016), {stages}{_attention(common, configs)}.{depth}"
 
 
 def _attention(common: Settings, configs: Sequence[Settings]) -> str:
-    if not any(config.get("model.attention") == "se" for config in configs):
+    kinds = dict.fromkeys(str(config.get("model.attention")) for config in configs)
+    names = [_ATTENTION[kind] for kind in kinds if kind in _ATTENTION]
+    if not names:
         return ""
-    some = "" if common.get("model.attention") == "se" else "some "
-    reduction = f"; reduction {common['model.reduction']}" if "model.reduction" in common else ""
+    some = "" if len(kinds) == 1 else "some "
+    reduction = f", reduction {common['model.reduction']}" if common.get("model.reduction") and {*kinds} & {"se", "cbam", "scse"} else ""
     place = {"every": " in every block", "every_other": " in every other block"}.get(str(common.get("model.attention_at")), "")
-    return f", {some}with squeeze-and-excitation (Hu et al., 2018{reduction}){place}"
+    return f", {some}with {_and(names)}{reduction}{place}"
 
 
 def _training(common: Settings) -> str:
     if "optim.lr" not in common and "train.epochs" not in common:
         return ""
     momentum = f"{'Nesterov ' if common.get('optim.nesterov') else ''}momentum {_say(common, 'optim.momentum')}"
+    decay = f"weight decay {_say(common, 'optim.weight_decay')}" + (
+        " on weights alone" if common.get("optim.decay_on") == "weights" else ""
+    )
+    clipped = f", gradients clipped to a norm of {common['optim.clip_norm']}" if common.get("optim.clip_norm") else ""
     smoothing = f", label smoothing {common['optim.label_smoothing']} (Szegedy et al., 2016)" if common.get("optim.label_smoothing") else ""
     averaged = f" Averaged weights (decay {common['optim.ema_decay']}) were evaluated." if common.get("optim.ema_decay") else ""
     return (
-        f"Each run took {_say(common, 'train.epochs')} epochs of SGD with {momentum}, weight decay {_say(common, 'optim.weight_decay')} and"
+        f"Each run took {_say(common, 'train.epochs')} epochs of SGD with {momentum}, {decay}{clipped} and"
         f" batches of {_say(common, 'train.global_batch_size')} images, on the cross-entropy{smoothing}."
         f" {_learning_rate(common)}{averaged}"
     )
@@ -106,11 +124,23 @@ def _learning_rate(common: Settings) -> str:
     if isinstance(warmup, int) and isinstance(epochs, int) and warmup >= epochs:
         return f"The learning rate rose linearly towards {lr}, which it would have reached after {warmup} epochs."
     start = f"rose linearly to {lr} over {warmup} epochs" if warmup else f"was {lr} at first"
-    if common.get("optim.schedule") != "cosine":
-        return f"The learning rate {start} and stayed there." if warmup else f"The learning rate was {lr}."
-    horizon = common.get("optim.schedule_epochs") or epochs
+    return f"The learning rate {start}{_schedule(common)}."
+
+
+def _schedule(common: Settings) -> str:
+    kind, horizon = common.get("optim.schedule"), common.get("optim.schedule_epochs") or common.get("train.epochs")
     until = f" at epoch {horizon:,}" if isinstance(horizon, int) else ""
-    return f"The learning rate {start} and then fell along a cosine (Loshchilov & Hutter, 2017) towards zero{until}."
+    first, factor = _say(common, "optim.restart_epochs"), _say(common, "optim.restart_factor")
+    steps = common.get("optim.step_epochs")
+    at = f"epochs {_and([str(epoch) for epoch in steps])}" if isinstance(steps, list | tuple) and steps else "some epochs"
+    said = {
+        "constant": " and stayed there",
+        "cosine": f" and then fell along a cosine (Loshchilov & Hutter, 2017) towards zero{until}",
+        "restarts": f" and then fell along cosines with warm restarts (Loshchilov & Hutter, 2017), the first of {first} epochs and each"
+        f" {factor} times as long as the one before",
+        "steps": f" and was multiplied by {_say(common, 'optim.step_factor')} at {at}",
+    }
+    return said.get(str(kind), "")
 
 
 def _say(common: Settings, key: str) -> str:
@@ -172,7 +202,9 @@ def _numbers(comparison: Comparison) -> str:
     several = any(arm.n > 1 for arm in named)
     intro = "Test accuracy (mean ± sample standard deviation over seeds)" if several else "Test accuracy"
     lines = "; ".join(_accuracy(arm, seeds[arm.arm]) for arm in named)
-    changes = [text for arm in named if (text := _difference(arm))]
+    # Of another metric the difference would be called one of accuracies.
+    is_of_accuracy = comparison.metrics[0].name == DEFAULT[0]
+    changes = [text for arm in named if is_of_accuracy and (text := _difference(arm))]
     paired = f" Minus {comparison.baseline} at equal seeds: {'; '.join(changes)}." if changes else ""
     return f"{intro}: {lines}.{paired}"
 

@@ -7,9 +7,7 @@ comparison gives the same bytes; there is no time of making in it, no random id 
 
 import base64
 import hashlib
-import importlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ import jinja2
 from markupsafe import Markup
 
 from hpc import bibliography, methods, report_figures, report_print, report_runs, report_series, report_view, settings, tables
-from hpc.tables import Comparison
+from hpc.comparison import Comparison
 from seresnet.durable import write_durably
 from seresnet.errors import printable
 
@@ -71,13 +69,14 @@ def _parts(comparison: Comparison) -> dict[str, Any]:
     sections, missing = report_runs.sections(comparison), report_runs.missing(comparison)
     unfinished = [row for row in gathered.rows if row.state != "finished"]
     columns, lines = report_view.table(comparison)
+    measure = report_series.measure(comparison)
     drawn = report_series.drawn_arms(comparison)
     labels = {line.arm.number: line.label for panel in reversed(panels) for line in panel.lines}
     return {
         "title": comparison.title,
         "baseline": comparison.baseline,
         "headline": tables.headline(gathered),
-        "warnings": warnings(comparison),
+        "warnings": tables.warnings(comparison),
         "verdict": report_view.verdict(comparison),
         "asked": report_view.asked(comparison),
         "runs_asked": sum(1 for row in gathered.rows if row.arms),
@@ -90,9 +89,10 @@ def _parts(comparison: Comparison) -> dict[str, Any]:
         "arms_left_out": len(comparison.arms) - len(drawn),
         "has_runs": any(line.runs for panel in panels for line in panel.lines),
         "differences": differences,
+        "measure": measure,
         "sizes": sizes,
-        "pictures": {name: Markup(address) for name, address in report_print.pictures(panels, differences, sizes).items()},
-        "figures": _json(report_figures.figures_json(panels, differences, sizes)) if panels or differences or sizes else "",
+        "pictures": {name: Markup(address) for name, address in report_print.pictures(panels, differences, sizes, measure).items()},
+        "figures": _json(report_figures.figures_json(panels, differences, sizes, measure)) if panels or differences or sizes else "",
         "confusions": report_view.confusions(comparison),
         "sections": sections,
         "rest_of_sections": report_runs.note_of_rest(len(sections), gathered.rows),
@@ -103,17 +103,6 @@ def _parts(comparison: Comparison) -> dict[str, Any]:
         "methods": methods.paragraph(comparison),
         "bibtex": bibliography.bibtex(settings.configs_of(gathered.finished or gathered.rows)),
     }
-
-
-def warnings(comparison: Comparison) -> tuple[str, ...]:
-    """What hpc.checks finds wrong with the comparison."""
-    try:
-        check: Callable[[Comparison], tuple[str, ...]] = importlib.import_module("hpc.checks").warnings
-    except ModuleNotFoundError as error:
-        if error.name != "hpc.checks":
-            raise
-        return ()
-    return check(comparison)
 
 
 def _json(value: Any) -> Markup:

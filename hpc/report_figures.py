@@ -16,17 +16,17 @@ from bokeh.document import Document
 from bokeh.models import BoxZoomTool, ColumnDataSource, HoverTool, NumeralTickFormatter, PanTool, Range1d, ResetTool, WheelZoomTool
 from bokeh.plotting import figure
 
-from hpc.report_series import Line, Panel, Point, beside_axis
+from hpc.report_series import Line, Measure, Panel, Point, beside_axis
 from seresnet.durable import parse_json
 
 _TICK, _LABEL = "11px", "12px"
 
 
-def figures_json(panels: Sequence[Panel], differences: Sequence[Point], sizes: Sequence[Point]) -> dict[str, Any]:
+def figures_json(panels: Sequence[Panel], differences: Sequence[Point], sizes: Sequence[Point], measure: Measure) -> dict[str, Any]:
     """{"docs": ..., "items": ..., "late": ...}: what Bokeh.embed.embed_items takes, and the ranges of the last quarter."""
     figures = _curves(panels)
     if differences:
-        figures["differences"] = _differences(differences)
+        figures["differences"] = _differences(differences, measure)
     if sizes:
         figures["sizes"] = _sizes(sizes)
     document = Document()
@@ -127,9 +127,9 @@ def _add_mean(plot: Any, line: Line, is_short: bool) -> Any:
     return mean
 
 
-def _differences(points: Sequence[Point]) -> Any:
+def _differences(points: Sequence[Point], measure: Measure) -> Any:
     y = _range(-0.6, len(points) - 0.4)
-    plot = _plot("difference of last-epoch test accuracy (points)", "", _range_of(points), y, height=110 + 26 * len(points))
+    plot = _plot(measure.axis, "", _range_of(points), y, height=110 + 26 * len(points))
     plot.yaxis.ticker = [point.place for point in points]
     plot.yaxis.major_label_overrides = {point.place: beside_axis(point.arm.name) for point in points}
     plot.ygrid.grid_line_color = None

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from hpc.figures import STYLE
-from hpc.report_series import Panel, Point, beside_axis, thinned
+from hpc.report_series import Measure, Panel, Point, beside_axis, thinned
 
 #: Of a curve: 2 a millimetre.
 _MOST_POINTS = 150
@@ -31,11 +31,11 @@ _COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 _LONG_NUMBER = re.compile(r"\b([1-9]\d*\.\d\d)\d+")
 
 
-def pictures(panels: Sequence[Panel], differences: Sequence[Point], sizes: Sequence[Point]) -> dict[str, str]:
+def pictures(panels: Sequence[Panel], differences: Sequence[Point], sizes: Sequence[Point], measure: Measure) -> dict[str, str]:
     """Name of a figure -> data: address of an SVG."""
     draw: dict[str, Callable[[Axes], None]] = {panel.key: partial(_curves, panel=panel) for panel in panels}
     if differences:
-        draw["differences"] = lambda axes: _differences(axes, differences)
+        draw["differences"] = lambda axes: _differences(axes, differences, measure)
     if sizes:
         draw["sizes"] = lambda axes: _sizes(axes, sizes)
     heights = {"differences": 1.1 + 0.26 * len(differences)}
@@ -79,7 +79,7 @@ def _dash(pattern: str) -> Any:
     return (0, tuple(map(float, pattern.split()))) if pattern else "solid"
 
 
-def _differences(axes: Axes, points: Sequence[Point]) -> None:
+def _differences(axes: Axes, points: Sequence[Point], measure: Measure) -> None:
     axes.axvline(0, color="#767676", linestyle="dashed", linewidth=1)
     for point in points:
         axes.plot([value for _, value in point.singles], [point.place] * len(point.singles), "o", color=point.arm.colour, alpha=0.4, ms=4)
@@ -87,7 +87,7 @@ def _differences(axes: Axes, points: Sequence[Point]) -> None:
     axes.set_yticks([point.place for point in points], [_plain(beside_axis(point.arm.name)) for point in points])
     axes.set_ylim(-0.6, len(points) - 0.4)
     axes.grid(False, axis="y")
-    axes.set_xlabel("difference of last-epoch test accuracy (points)")
+    axes.set_xlabel(measure.axis)
 
 
 def _sizes(axes: Axes, points: Sequence[Point]) -> None:

@@ -9,10 +9,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from hpc import settings
+from hpc.comparison import Comparison
 from hpc.gather import RunRow
 from hpc.spans import Span
 from hpc.states import label
-from hpc.tables import Comparison
 
 #: Sections and rows of a page. Of more runs it says how many are not shown; runs.csv has them all.
 MOST_RUNS = 400

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from hpc import figures
+from hpc.comparison import Comparison
 from hpc.gather import RunRow
-from hpc.tables import Comparison
+from hpc.metrics import DEFAULT
+from hpc.stats import ArmSummary, runs_frame
 from seresnet.errors import printable
 
 #: More arms than this look alike (colours x dashes of hpc.figures) and are not drawn.
@@ -84,10 +86,41 @@ class Point:
     singles: tuple[tuple[str, float], ...]  # (what it is, value)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """What differences are of, and how it is written."""
+
+    name: str  # of hpc.metrics, and a column of runs.csv
+    words: str
+    unit: str  # of differences
+    digits: int
+    is_higher_better: bool
+
+    @property
+    def axis(self) -> str:
+        return f"difference of {self.words}" + (f" ({self.unit})" if self.unit else "")
+
+
+def measure(comparison: Comparison) -> Measure:
+    """The first metric shown."""
+    metric = comparison.metrics[0]
+    words = "test accuracy" if metric.name == DEFAULT[0] else metric.heading
+    unit = {"%": "points"}.get(metric.unit, metric.unit)
+    return Measure(name=metric.name, words=words, unit=unit, digits=metric.digits, is_higher_better=metric.name.endswith("_pct"))
+
+
+def ranked(comparison: Comparison) -> list[ArmSummary]:
+    """Arms with a finished run, the best first."""
+    of = measure(comparison)
+    known = [(spread.mean, arm) for arm in comparison.arms if (spread := arm.metrics[of.name])]
+    return [arm for _, arm in sorted(known, key=lambda one: -one[0] if of.is_higher_better else one[0])]
+
+
 def drawn_arms(comparison: Comparison) -> tuple[DrawnArm, ...]:
-    """All arms; of too many the baseline and those of the highest last-epoch accuracy, in the order of the plan."""
-    arms = sorted(comparison.arms, key=lambda arm: (not arm.is_baseline, -(arm.last.mean if arm.last else 0)))
-    chosen = {arm.arm for arm in arms[:MOST_ARMS]}
+    """All arms; of too many the baseline and the best, in the order of the plan."""
+    best = [arm.arm for arm in ranked(comparison)]
+    others = dict.fromkeys([comparison.baseline, *best, *(arm.arm for arm in comparison.arms)])
+    chosen = set(list(others)[:MOST_ARMS])
     names = [arm.arm for arm in comparison.arms if arm.arm in chosen]
     return tuple(_drawn(number, name) for number, name in enumerate(names))
 
@@ -168,9 +201,10 @@ def _padded(low: float, high: float) -> Bounds:
 
 
 def difference_points(comparison: Comparison) -> tuple[Point, ...]:
-    """Last-epoch accuracy minus the baseline's at equal seeds, an arm each from top to bottom; arms without a pair are left out."""
+    """The first metric minus the baseline's at equal seeds, an arm each from top to bottom; arms without a pair are left out."""
     summaries = {arm.arm: arm for arm in comparison.arms}
-    reference = _by_seed(comparison.gathered.of_arm(comparison.baseline))
+    of = measure(comparison).name
+    reference = _by_seed(comparison.gathered.of_arm(comparison.baseline), of)
     with_pairs = [(arm, change) for arm in drawn_arms(comparison) if (change := summaries[arm.name].difference)]
     return tuple(
         Point(
@@ -182,7 +216,7 @@ def difference_points(comparison: Comparison) -> tuple[Point, ...]:
             high=change.high,
             singles=tuple(
                 (f"seed {seed}", value - reference[seed])
-                for seed, value in _by_seed(comparison.gathered.of_arm(arm.name)).items()
+                for seed, value in _by_seed(comparison.gathered.of_arm(arm.name), of).items()
                 if seed in reference
             ),
         )
@@ -190,8 +224,10 @@ def difference_points(comparison: Comparison) -> tuple[Point, ...]:
     )
 
 
-def _by_seed(rows: Sequence[RunRow]) -> dict[int, float]:
-    return {row.seed: row.result.last_test_top1_pct for row in rows if row.result and row.seed is not None}
+def _by_seed(rows: Sequence[RunRow], metric: str) -> dict[int, float]:
+    """Of finished runs."""
+    frame = runs_frame([row for row in rows if row.result]).dropna(subset=["seed", metric])
+    return {int(seed): float(value) for seed, value in zip(frame["seed"], frame[metric], strict=True)}
 
 
 def size_points(comparison: Comparison) -> tuple[Point, ...]:

@@ -11,15 +11,12 @@ from typing import Any
 import numpy as np
 
 from hpc import settings, tables
+from hpc.comparison import Comparison
 from hpc.gather import RunRow
+from hpc.report_series import Measure, measure, ranked
 from hpc.stats import ArmSummary, Difference
-from hpc.tables import Comparison
 
-#: Columns that a phone shows first; the others follow in the order of hpc.tables.
-_FIRST_COLUMNS = ("arm", "last epoch", "difference", "n")
-_TEXT_COLUMNS = ("arm", "states")
-
-_NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?")
+_NUMBER = re.compile(r"([-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?)(?: ([kMG])\b)?")
 #: A value and what qualifies it: "94.21 ± 0.20", "+1.2 [+0.8, +1.6], 3 pairs".
 _QUALIFIED = re.compile(r"^([^±\[]*[^±\[ ,])(?: (±.*|\[.*)|(, \d+ pairs?))$")
 
@@ -101,83 +98,93 @@ def _seeds(rows: Sequence[RunRow]) -> str:
 
 
 def verdict(comparison: Comparison) -> tuple[str, str]:
-    """(what leads and by how much, how sure that is)."""
-    counted = [arm for arm in comparison.arms if arm.last]
+    """(what leads and by how much, how sure that is), of the first metric."""
+    counted, of = ranked(comparison), measure(comparison)
     if not counted:
         return "Nothing has finished yet, so there is no result to compare.", ""
+    best = counted[0]
+    value = f"{of.words} of {_value(comparison, best)}" if len(counted) == 1 else f"{of.words}: {_value(comparison, best)}"
     if len(counted) == 1:
-        only = counted[0]
         others = f" No other of the {len(comparison.arms)} arms has a finished run yet." if len(comparison.arms) > 1 else ""
-        return f"{only.arm} reaches a test accuracy of {_accuracy(only)}.{others}", _how_many(only.n)
-    best = max(counted, key=lambda arm: arm.last.mean if arm.last else 0)
-    return _lead(comparison, best, counted)
-
-
-def _lead(comparison: Comparison, best: ArmSummary, counted: Sequence[ArmSummary]) -> tuple[str, str]:
-    baseline = next((arm for arm in counted if arm.is_baseline), None)
+        return f"{best.arm} reaches a {value}.{others}", _how_many(best.n)
+    extreme = f"the {'highest' if of.is_higher_better else 'lowest'} {value}"
     if best.is_baseline:
-        return f"The baseline, {best.arm}, has the highest test accuracy: {_accuracy(best)}.", _against_baseline(counted)
-    by = f", {best.difference.mean:+.2f} points against {comparison.baseline}" if best.difference else ""
-    first = f"{best.arm} has the highest test accuracy: {_accuracy(best)}{by}."
-    if baseline is None:
+        return f"The baseline, {best.arm}, has {extreme}.", _against_baseline(counted, of)
+    by = f", {_signed(best.difference.mean, of)} {of.unit}".rstrip() + f" against {comparison.baseline}" if best.difference else ""
+    first = f"{best.arm} has {extreme}{by}."
+    if not any(arm.is_baseline for arm in counted):
         return first, f"The baseline {comparison.baseline} has no finished run, so there is no difference to judge."
-    return first, " ".join([_how_sure(best.difference), _of_many(counted)]).strip()
+    return first, " ".join([_how_sure(best.difference, of), _of_many(counted, of)]).strip()
 
 
-def _accuracy(arm: ArmSummary) -> str:
-    assert arm.last is not None
-    spread = "" if arm.last.std is None else f" ± {arm.last.std:.2f}"
-    return f"{arm.last.mean:.2f}{spread} %"
+def _value(comparison: Comparison, arm: ArmSummary) -> str:
+    metric = comparison.metrics[0]
+    text = tables.spread_text(arm.metrics[metric.name], arm.n, metric.digits)
+    return f"{text} {metric.unit}".rstrip()
+
+
+def _signed(value: float, of: Measure) -> str:
+    return tables.signed(value, of.digits)
 
 
 def _how_many(n: int) -> str:
     return f"Mean and standard deviation over {n} seeds." if n > 1 else "One seed: nothing is known about its spread."
 
 
-def _how_sure(change: Difference | None) -> str:
+def _how_sure(change: Difference | None, of: Measure) -> str:
     if change is None:
-        return "No seed is finished in both, so the difference is not paired and has no interval."
+        return "No seed is finished in both, or one occurs twice, so the difference is not paired and has no interval."
     if change.low is None or change.high is None:
         return "One pair of seeds: there is no interval, and a difference of this size may be chance."
-    interval = f"95 % interval {change.low:+.2f} to {change.high:+.2f} over {change.pairs} pairs of seeds"
+    interval = f"95 % interval {_signed(change.low, of)} to {_signed(change.high, of)} over {change.pairs} pairs of seeds"
     sure = "does not include zero" if change.low > 0 or change.high < 0 else "includes zero: these runs do not tell the two apart"
     return f"{interval}; it {sure}."
 
 
-def _of_many(counted: Sequence[ArmSummary]) -> str:
-    return f"It is the highest of {len(counted)} arms, and the highest of many is in part luck." if len(counted) > 3 else ""
+def _of_many(counted: Sequence[ArmSummary], of: Measure) -> str:
+    extreme = "highest" if of.is_higher_better else "lowest"
+    return f"It is the {extreme} of {len(counted)} arms, and the {extreme} of many is in part luck." if len(counted) > 3 else ""
 
 
-def _against_baseline(counted: Sequence[ArmSummary]) -> str:
-    changes = [arm.difference for arm in counted if arm.difference and arm.difference.high is not None]
-    below = sum(change.high is not None and change.high < 0 for change in changes)
-    of = f"{len(changes)} other arm{'s' if len(changes) > 1 else ''} with an interval"
-    return f"Of {of}, {below} {'lies' if below == 1 else 'lie'} wholly below it." if changes else ""
+def _against_baseline(counted: Sequence[ArmSummary], of: Measure) -> str:
+    changes = [change for arm in counted if (change := arm.difference) and change.low is not None and change.high is not None]
+    worse = sum((change.high or 0) < 0 if of.is_higher_better else (change.low or 0) > 0 for change in changes)
+    if not changes:
+        return ""
+    whole = f"Of {len(changes)} other arm{'s' if len(changes) > 1 else ''} with a 95 % interval, {worse}"
+    return f"{whole} {'is' if worse == 1 else 'are'} wholly on the other side of zero; of the rest these runs do not tell."
 
 
 def table(comparison: Comparison) -> tuple[tuple[str, ...], tuple[tuple[Cell, ...], ...]]:
     """(column names, a line of cells for each arm): what hpc.tables shows, with the columns that matter most first."""
-    names = tables.header()
-    order = sorted(range(len(names)), key=lambda place: _FIRST_COLUMNS.index(names[place]) if names[place] in _FIRST_COLUMNS else 99)
-    lines = [tables.cells(arm) for arm in comparison.arms]
-    return tuple(names[place] for place in order), tuple(tuple(_cell(names[place], line[place]) for place in order) for line in lines)
+    first = ("arm", comparison.metrics[0].heading, "difference", "n", *(metric.heading for metric in comparison.metrics[1:]))
+    places = {name: place for place, name in enumerate(first)}
+    columns = sorted(tables.columns(comparison), key=lambda column: places.get(column.name.partition(" of ")[0], len(places)))
+    cells = [[_cell(text, column.is_text) for text in column.cells] for column in columns]
+    return tuple(column.name for column in columns), tuple(zip(*cells, strict=True))
 
 
-def _cell(column: str, text: str) -> Cell:
-    if column in _TEXT_COLUMNS:
+def _cell(text: str, is_text: bool) -> Cell:
+    if is_text:
         return Cell(value=text, rest="", order=text, is_text=True)
     match = _QUALIFIED.match(text)
     value, rest = (match[1], (match[2] or match[3]).lstrip(", ")) if match else (text, "")
-    number = _NUMBER.search(value)
-    order = number[0].replace(",", "") if number else "0" if text == "baseline" else None
-    return Cell(value=value, rest=rest, order=order, is_text=False)
+    return Cell(value=value, rest=rest, order=_order(text), is_text=False)
+
+
+def _order(text: str) -> str | None:
+    """The number that a cell begins with, "697.7 M" in full; the baseline's own difference is 0."""
+    number = _NUMBER.match(text)
+    if number is None:
+        return "0" if text == tables.NO_DIFFERENCE else None
+    return repr(float(number[1].replace(",", "")) * {"k": 1e3, "M": 1e6, "G": 1e9}.get(number[2] or "", 1))
 
 
 def confusions(comparison: Comparison) -> tuple[Confusion, ...]:
     """Of every arm whose finished runs have the same classes; the baseline and the highest are open."""
-    counted = [arm for arm in comparison.arms if arm.last]
-    best = max(counted, key=lambda arm: arm.last.mean if arm.last else 0).arm if counted else ""
-    found = [_confusion(comparison, arm.arm, arm.is_baseline or arm.arm == best) for arm in counted]
+    counted = ranked(comparison)
+    opened = {comparison.baseline, *(arm.arm for arm in counted[:1])}
+    found = [_confusion(comparison, arm.arm, arm.arm in opened) for arm in comparison.arms if arm.n]
     return tuple(one for one in found if one)
 
 

@@ -8,7 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from hpc.gather import RunRow
+from hpc.regroup import show as text
 from seresnet.config import RunConfig, to_dict
+
+__all__ = ["SEED", "Settings", "configs_of", "flat", "shared", "text", "unusual", "varied"]
 
 Settings = Mapping[str, Any]
 
@@ -48,12 +51,3 @@ def unusual(settings: Settings) -> dict[str, Any]:
     """Those that are not this version's defaults."""
     usual = flat(to_dict(RunConfig()))
     return {key: value for key, value in settings.items() if key not in usual or usual[key] != value}
-
-
-def text(value: Any) -> str:
-    """As YAML has it, on one line; "unset" for None."""
-    if value is None:
-        return "unset"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return f"[{', '.join(map(text, value))}]" if isinstance(value, list | tuple) else str(value)

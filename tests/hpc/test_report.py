@@ -16,10 +16,11 @@ from bokeh.plotting import figure
 from fake_sweep import FakeSweep, in_every_state, record
 
 import hpc
-from hpc import bibliography, collect, figures, methods, report, report_series, report_view, settings, stats
+from hpc import bibliography, collect, figures, methods, report, report_series, report_view, settings
+from hpc.comparison import Comparison
+from hpc.comparison import compare as compared
 from hpc.gather import Gathered, RunRow, gather
 from hpc.history import COLUMNS, History
-from hpc.tables import Comparison
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 EVIL = "\x1b]0;own\x07\u202e<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&{{7*7}}$x^2_@y{safe}`\\"
@@ -52,10 +53,9 @@ class Elements(HTMLParser):
             self.text += data
 
 
-def compare(rows: Gathered | FakeSweep, baseline: str | None = None) -> Comparison:
-    gathered = gather([rows.folder.path]) if isinstance(rows, FakeSweep) else rows
-    chosen = stats.choose_baseline(gathered.arms, baseline)
-    return Comparison(title=gathered.rows[0].sweep, baseline=chosen, gathered=gathered, arms=stats.summarise(gathered, chosen))
+def compare(runs: Gathered | FakeSweep, baseline: str | None = None, metrics: tuple[str, ...] = ()) -> Comparison:
+    gathered = gather([runs.folder.path]) if isinstance(runs, FakeSweep) else runs
+    return compared(gathered, baseline, metrics=metrics)
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +80,21 @@ def test_a_lead_within_chance_is_called_so(tmp_path: Path) -> None:
         sweep.finish("baseline", seed, last_test_top1_pct=one)
         sweep.finish("se", seed, last_test_top1_pct=other)
     assert "includes zero: these runs do not tell the two apart" in report_view.verdict(compare(sweep))[1]
+
+
+def test_of_a_loss_the_lowest_leads_and_differences_are_of_it(tmp_path: Path) -> None:
+    sweep = FakeSweep(tmp_path)
+    for seed in (0, 1):
+        sweep.finish("baseline", seed, last_test_loss=0.5, last_test_top1_pct=95.0)
+        sweep.finish("se", seed, last_test_loss=0.4 + 0.01 * seed, last_test_top1_pct=90.0)
+    comparison = compare(sweep, metrics=("last_test_loss",))
+    assert report_view.verdict(comparison)[0] == "se has the lowest last test loss: 0.4050 ± 0.0071, -0.0950 against baseline."
+    assert [value for _, value in report_series.difference_points(comparison)[0].singles] == pytest.approx([-0.1, -0.09])
+
+
+def test_cells_sort_by_their_numbers_whatever_their_units() -> None:
+    found = [report_view._order(text) for text in ("697.7 M", "1.2 G", "4,697,162", "+1.44 [+1.15, +1.74], 5 pairs", "baseline", "-")]
+    assert found == ["697700000.0", "1200000000.0", "4697162.0", "1.44", "0", None]
 
 
 def test_without_a_finished_run_the_page_says_so_and_has_no_figures(tmp_path: Path) -> None:

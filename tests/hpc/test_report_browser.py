@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from fake_sweep import FakeSweep
 
-from hpc import report, stats
+from hpc import report
+from hpc.comparison import compare
 from hpc.gather import gather
-from hpc.tables import Comparison
 from seresnet.config import ModelConfig
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
@@ -47,8 +47,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
         sweep.finish(arm, seed, last_test_top1_pct=accuracy)
     sweep.attempt("se r10", 1, "crashed", "RuntimeError: boom")
     gathered = gather([sweep.folder.path])
-    arms = stats.summarise(gathered, "baseline")
-    return report.write(Comparison(title="demo", baseline="baseline", gathered=gathered, arms=arms), sweep.folder.path).as_uri()
+    return report.write(compare(gathered), sweep.folder.path).as_uri()
 
 
 @pytest.fixture
