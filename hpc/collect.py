@@ -1,7 +1,7 @@
 """python -m hpc.collect SWEEP...: the comparison of a sweep's arms as a table, a CSV, figures and a page.
 
-Parses, calls, prints; hpc.gather reads, hpc.stats computes, hpc.tables and its siblings, hpc.figures and hpc.report show. One invariant: the same
-run folders give the same bytes.
+Parses, calls, prints; hpc.gather reads, hpc.stats computes, hpc.tables and its siblings, hpc.figures and hpc.report show. One invariant:
+the same run folders give the same bytes.
 """
 
 import argparse

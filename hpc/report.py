@@ -87,6 +87,7 @@ def _parts(comparison: Comparison) -> dict[str, Any]:
         "panels": panels,
         "arms": [(arm, labels[arm.number]) for arm in drawn if arm.number in labels],
         "arms_left_out": len(comparison.arms) - len(drawn),
+        "has_late": any(panel.late for panel in panels),
         "has_runs": any(line.runs for panel in panels for line in panel.lines),
         "differences": differences,
         "measure": measure,

@@ -153,7 +153,7 @@ def _curve_panel(comparison: Comparison, arms: Sequence[DrawnArm], key: str, tit
     late = (late_from, last), _bounds(lines, late_from)
     whole = (min(line.x[0] for line in lines), last)
     return Panel(
-        key=key, title=title, unit=unit, lines=lines, x=_padded(*whole), y=_bounds(lines, 0), late=late if last - whole[0] >= 8 else None
+        key=key, title=title, unit=unit, lines=lines, x=_padded(*whole), y=_bounds(lines, 0), late=late if last - whole[0] >= 7 else None
     )
 
 

@@ -109,7 +109,8 @@ def verdict(comparison: Comparison) -> tuple[str, str]:
         return f"{best.arm} reaches a {value}.{others}", _how_many(best.n)
     extreme = f"the {'highest' if of.is_higher_better else 'lowest'} {value}"
     if best.is_baseline:
-        return f"The baseline, {best.arm}, has {extreme}.", _against_baseline(counted, of)
+        named = "The baseline" if best.arm == "baseline" else f"The baseline, {best.arm},"
+        return f"{named} has {extreme}.", _against_baseline(counted)
     by = f", {_signed(best.difference.mean, of)} {of.unit}".rstrip() + f" against {comparison.baseline}" if best.difference else ""
     first = f"{best.arm} has {extreme}{by}."
     if not any(arm.is_baseline for arm in counted):
@@ -146,13 +147,17 @@ def _of_many(counted: Sequence[ArmSummary], of: Measure) -> str:
     return f"It is the {extreme} of {len(counted)} arms, and the {extreme} of many is in part luck." if len(counted) > 3 else ""
 
 
-def _against_baseline(counted: Sequence[ArmSummary], of: Measure) -> str:
-    changes = [change for arm in counted if (change := arm.difference) and change.low is not None and change.high is not None]
-    worse = sum((change.high or 0) < 0 if of.is_higher_better else (change.low or 0) > 0 for change in changes)
-    if not changes:
-        return ""
-    whole = f"Of {len(changes)} other arm{'s' if len(changes) > 1 else ''} with a 95 % interval, {worse}"
-    return f"{whole} {'is' if worse == 1 else 'are'} wholly on the other side of zero; of the rest these runs do not tell."
+def _against_baseline(counted: Sequence[ArmSummary]) -> str:
+    """counted: the baseline, which leads, and the others."""
+    bounds = [(change.low, change.high) for arm in counted if (change := arm.difference)]
+    known = [(low, high) for low, high in bounds if low is not None and high is not None]
+    clear = sum(low > 0 or high < 0 for low, high in known)
+    if not known:
+        return "No other arm has two pairs of seeds with it, so there is no interval."
+    if clear == 0:
+        return "No other arm's 95 % interval excludes zero: these runs do not tell the arms apart from it."
+    rest = f"; these runs do not tell the other {len(known) - clear} apart from it" if clear < len(known) else ""
+    return f"The 95 % interval of the difference excludes zero for {clear} of {len(known)} other arm{'s' if len(known) > 1 else ''}{rest}."
 
 
 def table(comparison: Comparison) -> tuple[tuple[str, ...], tuple[tuple[Cell, ...], ...]]:

@@ -15,16 +15,26 @@ __all__ = ["SEED", "Settings", "configs_of", "flat", "shared", "text", "unusual"
 
 Settings = Mapping[str, Any]
 
+_USUAL = to_dict(RunConfig())
+
+#: They say nothing about an experiment, and a page that is sent around should not carry them.
+PLACES = ("data.path", "data.dir")
+
 #: Tells runs of one arm apart and says nothing about the arm.
 SEED = "train.seed"
 
 
 def flat(config: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Keys in the order of the config; a section that is no mapping is one key."""
+    """Keys in the order of the config; a section that is no mapping is one key. Places on somebody's disk are left out.
+
+    A key that this version has and the config lacks was at its default, as run ids say, too.
+    """
     found: dict[str, Any] = {}
     for section, part in (config or {}).items():
         if isinstance(part, Mapping):
-            found |= {f"{section}.{key}": value for key, value in part.items()}
+            usual = _USUAL.get(section, {})
+            whole = {**usual, **part} if usual.keys() & part.keys() else part
+            found |= {f"{section}.{key}": value for key, value in whole.items() if f"{section}.{key}" not in PLACES}
         else:
             found[str(section)] = part
     return found
@@ -49,5 +59,5 @@ def varied(configs: Sequence[Settings]) -> list[str]:
 
 def unusual(settings: Settings) -> dict[str, Any]:
     """Those that are not this version's defaults."""
-    usual = flat(to_dict(RunConfig()))
+    usual = flat(_USUAL)
     return {key: value for key, value in settings.items() if key not in usual or usual[key] != value}

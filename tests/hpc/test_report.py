@@ -273,6 +273,13 @@ def test_settings_that_a_config_lacks_are_neither_shared_nor_lost() -> None:
     assert settings.shared(configs) == {"a": 1} and settings.varied(configs) == ["b"]
 
 
+def test_keys_that_an_older_config_lacks_are_at_their_defaults_and_places_on_a_disk_are_no_settings() -> None:
+    old = settings.flat({"model": {"width": 8}, "data": {"name": "digits", "dir": "/home/somebody/data"}})
+    assert old["model.block"] == "basic" and old["model.width"] == 8
+    assert not [value for value in old.values() if isinstance(value, str) and value.startswith("/")]
+    assert settings.flat({"model": {"layers": 3}}) == {"model.layers": 3}, "somebody's own program has no defaults of ours"
+
+
 def test_collect_writes_the_page_unless_told_not_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(figures, "draw", lambda gathered, folder: [])
     sweep = FakeSweep(tmp_path, epochs=2).finish_all()

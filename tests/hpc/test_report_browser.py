@@ -113,6 +113,24 @@ def test_the_table_sorts_by_keyboard(page: Any) -> None:
     assert column(page, 0) == ["se r2", "se r10", "baseline"]
 
 
+def test_the_pointer_over_a_line_shows_its_numbers(page: Any) -> None:
+    x, y = page.execute_script(
+        "const box = document.querySelector('#plot-test_top1_pct'); box.scrollIntoView({block: 'center'});"
+        "const view = [...Bokeh.index.roots].find(root => box.contains(root.el)), at = view.canvas_view.el.getBoundingClientRect();"
+        "const line = [...Bokeh.documents[0].all_models].find(model => model.name === 'se r2 (n = 2)'), data = line.data_source.data;"
+        "return [at.left + view.frame.x_scale.compute(data.x[20]), at.top + view.frame.y_scale.compute(data.y[20])]"
+    )
+    chain = webdriver.ActionChains(page)
+    chain.w3c_actions.pointer_action.move_to_location(int(x) - 3, int(y))
+    chain.w3c_actions.pointer_action.move_to_location(int(x), int(y))
+    chain.perform()
+    found = page.execute_script(
+        "const all = root => [...root.querySelectorAll('*')].flatMap(e => [e, ...(e.shadowRoot ? all(e.shadowRoot) : [])]);"
+        "return all(document).filter(e => e.classList.contains('bk-tooltip-content')).map(e => e.textContent)"
+    )
+    assert any("arm: se r2 (n = 2)" in text and "± 1 std" in text for text in found), found
+
+
 def test_an_arm_hides_in_every_figure_and_comes_back(page: Any) -> None:
     assert shown(page, 1) == {True}
     click(page, "button.arm[data-arm='1']")
