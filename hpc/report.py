@@ -82,7 +82,7 @@ def _parts(comparison: Comparison) -> dict[str, Any]:
         "runs_asked": sum(1 for row in gathered.rows if row.arms),
         "columns": columns,
         "lines": lines,
-        "widths": [max((len(line[place].rest) for line in lines), default=0) for place in range(len(columns))],
+        "widths": [max((len(" ".join(line[place].rest)) for line in lines), default=0) for place in range(len(columns))],
         "caption": tables.caption(comparison),
         "panels": panels,
         "arms": [(arm, labels[arm.number]) for arm in drawn if arm.number in labels],

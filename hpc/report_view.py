@@ -30,7 +30,7 @@ class Cell:
     """value stands large, rest small below or beside it; order is what the column is sorted by, None sorts last."""
 
     value: str
-    rest: str
+    rest: tuple[str, ...]  # each stays on one line
     order: str | None
     is_text: bool
 
@@ -171,10 +171,12 @@ def table(comparison: Comparison) -> tuple[tuple[str, ...], tuple[tuple[Cell, ..
 
 def _cell(text: str, is_text: bool) -> Cell:
     if is_text:
-        return Cell(value=text, rest="", order=text, is_text=True)
+        return Cell(value=text, rest=(), order=text, is_text=True)
     match = _QUALIFIED.match(text)
     value, rest = (match[1], (match[2] or match[3]).lstrip(", ")) if match else (text, "")
-    return Cell(value=value, rest=rest, order=_order(text), is_text=False)
+    interval, bracket, pairs = rest.partition("], ")
+    parts = (f"{interval}],", pairs) if bracket else (rest,) if rest else ()
+    return Cell(value=value, rest=parts, order=_order(text), is_text=False)
 
 
 def _order(text: str) -> str | None:

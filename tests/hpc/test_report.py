@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import yaml
 from bokeh.plotting import figure
-from fake_sweep import FakeSweep, in_every_state, record
+from fake_sweep import FakeSweep, record
 
 import hpc
 from hpc import bibliography, collect, figures, methods, report, report_series, report_view, settings
@@ -104,19 +104,19 @@ def test_without_a_finished_run_the_page_says_so_and_has_no_figures(tmp_path: Pa
 
 
 def test_every_run_has_a_section_and_those_not_in_the_numbers_a_reason(tmp_path: Path) -> None:
-    sweep, _ = in_every_state(tmp_path)
+    sweep = FakeSweep(tmp_path, seeds=3)
+    sweep.finish("baseline", 0)
+    sweep.attempt("baseline", 1, "timed_out", "over the time limit of the job", hours=6, job="7_4")
+    sweep.attempt("se", 0, "diverged", "loss is not finite at step 1410")
+    sweep.attempt("se", 1, "user_error", "data.path: /scratch/train.tar does not exist.\nPut it there.")
+    sweep.train("se", 1, range(1, 4))
     page = report.page(compare(sweep))
     text = " ".join(Elements(page).text.split())
-    assert page.count('<details class="run">') == 12
-    for said in (
-        "data.path: /scratch/cifar/train.tar does not exist. Put it there.",
-        "failed: diverged",
-        "extend",
-        "lost",
-        "never started",
-    ):
+    assert page.count('<details class="run">') == 6
+    for said in ("over the time limit", "failed: diverged", "/scratch/train.tar does not exist. Put it there.", "3 of 6", "never started"):
         assert said in text, said
-    assert "timed_out" in text and "3 h 00 min" in text, "the attempt of 6 hours ago that ended half of that later"
+    attempt = '<td>3 h 00 min</td><td>timed_out</td><td>job 7_4, node1</td><td class="number">3.00</td>'
+    assert attempt in page, "an attempt of 6 hours ago that ended half of that later"
 
 
 def test_a_run_shows_what_it_has_otherwise_than_the_baseline(finished: str) -> None:

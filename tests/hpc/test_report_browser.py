@@ -21,9 +21,15 @@ CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 if not (CHROMIUM and DRIVER):
     pytest.skip("chromium and chromium-driver (Debian's packages) are not installed", allow_module_level=True)
 
-FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--host-resolver-rules=MAP * ~NOTFOUND")
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--window-size=1280,900",
+    "--host-resolver-rules=MAP * ~NOTFOUND",
+)
 ARMS = {"baseline": ModelConfig(width=16)} | {f"se r{r}": ModelConfig(width=16, attention="se", reduction=r) for r in (2, 10)}
-READY = "return document.documentElement.dataset.ready === 'yes'"
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +60,13 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
 def page(browser: Any, address: str) -> Any:
     """The page, loaded anew and drawn."""
     browser.get(address)
-    browser.execute_async_script(
-        f"const done = arguments[0]; (function look() {{ ({{f() {{ {READY} }}}}).f() ? done() : setTimeout(look, 20) }})()"
-    )
+    wait_for(browser, "document.documentElement.dataset.ready === 'yes'")
     return browser
+
+
+def wait_for(browser: Any, claim: str) -> None:
+    """Until it is true, or the browser's own limit for scripts has passed."""
+    browser.execute_async_script(f"const done = arguments[0]; (function look() {{ {claim} ? done() : setTimeout(look, 20) }})()")
 
 
 def click(page: Any, selector: str) -> None:
@@ -163,6 +172,7 @@ def test_nothing_is_wider_than_the_screen(page: Any, width: int) -> None:
     page.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride", {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
     )
+    wait_for(page, f"innerWidth === {width}")
     page.execute_script("document.querySelectorAll('details').forEach(details => { details.open = true })")
     wide = page.execute_script("return document.documentElement.scrollWidth")
     page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
