@@ -64,15 +64,11 @@ def _policy(scripts: tuple[str, ...]) -> str:
 
 def _parts(comparison: Comparison) -> dict[str, Any]:
     gathered = comparison.gathered
-    panels = report_series.curve_panels(comparison)
-    differences, sizes = report_series.difference_points(comparison), report_series.size_points(comparison)
     sections, missing = report_runs.sections(comparison), report_runs.missing(comparison)
     unfinished = [row for row in gathered.rows if row.state != "finished"]
     columns, lines = report_view.table(comparison)
-    measure = report_series.measure(comparison)
-    drawn = report_series.drawn_arms(comparison)
-    labels = {line.arm.number: line.label for panel in reversed(panels) for line in panel.lines}
     return {
+        **_figure_parts(comparison),
         "title": comparison.title,
         "baseline": comparison.baseline,
         "headline": tables.headline(gathered),
@@ -84,16 +80,6 @@ def _parts(comparison: Comparison) -> dict[str, Any]:
         "lines": lines,
         "widths": [max((len(" ".join(line[place].rest)) for line in lines), default=0) for place in range(len(columns))],
         "caption": tables.caption(comparison),
-        "panels": panels,
-        "arms": [(arm, labels[arm.number]) for arm in drawn if arm.number in labels],
-        "arms_left_out": len(comparison.arms) - len(drawn),
-        "has_late": any(panel.late for panel in panels),
-        "has_runs": any(line.runs for panel in panels for line in panel.lines),
-        "differences": differences,
-        "measure": measure,
-        "sizes": sizes,
-        "pictures": {name: Markup(address) for name, address in report_print.pictures(panels, differences, sizes, measure).items()},
-        "figures": _json(report_figures.figures_json(panels, differences, sizes, measure)) if panels or differences or sizes else "",
         "confusions": report_view.confusions(comparison),
         "sections": sections,
         "rest_of_sections": report_runs.note_of_rest(len(sections), gathered.rows),
@@ -103,6 +89,26 @@ def _parts(comparison: Comparison) -> dict[str, Any]:
         "skipped_left_out": max(0, len(gathered.skipped) - _MOST_SKIPPED),
         "methods": methods.paragraph(comparison),
         "bibtex": bibliography.bibtex(settings.configs_of(gathered.finished or gathered.rows)),
+    }
+
+
+def _figure_parts(comparison: Comparison) -> dict[str, Any]:
+    panels, measure = report_series.curve_panels(comparison), report_series.measure(comparison)
+    differences, sizes = report_series.difference_points(comparison), report_series.size_points(comparison)
+    drawn = report_series.drawn_arms(comparison)
+    labels = {line.arm.number: line.label for panel in reversed(panels) for line in panel.lines}
+    shown = (panels, differences, sizes, measure)
+    return {
+        "panels": panels,
+        "differences": differences,
+        "sizes": sizes,
+        "measure": measure,
+        "arms": [(arm, labels[arm.number]) for arm in drawn if arm.number in labels],
+        "arms_left_out": len(comparison.arms) - len(drawn),
+        "has_late": any(panel.late for panel in panels),
+        "has_runs": any(line.runs for panel in panels for line in panel.lines),
+        "pictures": {name: Markup(address) for name, address in report_print.pictures(*shown).items()},
+        "figures": _json(report_figures.figures_json(*shown)) if panels or differences or sizes else "",
     }
 
 
