@@ -1,7 +1,7 @@
-"""python -m hpc.collect SWEEP...: the comparison of a sweep's arms as a table, a CSV and figures.
+"""python -m hpc.collect SWEEP...: the comparison of a sweep's arms as a table, a CSV, figures and a page.
 
-Parses, calls, prints; hpc.gather reads, hpc.stats computes, hpc.tables and its siblings and hpc.figures show. One invariant: the same
-run folders give the same bytes.
+Parses, calls, prints; hpc.gather reads, hpc.stats computes, hpc.tables and its siblings, hpc.figures and hpc.report show. One invariant:
+the same run folders give the same bytes.
 """
 
 import argparse
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from hpc.gather import Gathered
 
 _EXTRA = {"pandas", "matplotlib"}
+#: Without these there is a table and no page.
+_PAGE_EXTRA = {"bokeh", "jinja2", "markupsafe"}
 #: --format -> the file beside table.md.
 FORMATS = {"md": "table.md", "csv": "table.csv", "latex": "table.tex", "json": "table.json"}
 
@@ -59,6 +61,7 @@ def _collected(arguments: argparse.Namespace, sweeps: Sequence[Path], form: str)
         by=arguments.by,
         metrics=arguments.metric or DEFAULT,
         form=form,
+        with_page=not arguments.no_page,
     )
     if arguments.tensorboard is None:
         return comparison, written
@@ -77,11 +80,13 @@ def collect(
     by: Sequence[str] = (),
     metrics: Sequence[str] = DEFAULT,
     form: str = "md",
+    with_page: bool = True,
 ) -> tuple["Comparison", list[Path]]:
-    """Write table.md, runs.csv and figures/*.png into output (one sweep: its own folder); return the table and what was written.
+    """Write table.md, runs.csv, figures/*.png and report.html into output (one sweep: its own folder); return table and paths.
 
-    by: config keys to group by in place of arms. form: of FORMATS; its file is written, too. Raises ConfigError for a folder that is no
-    sweep, an unknown baseline, key or metric, or where pandas or matplotlib is not installed.
+    with_figures: where False, no page either, which takes as long. by: config keys to group by in place of arms. form: of FORMATS; its
+    file is written, too. Raises ConfigError for a folder that is no sweep, an unknown baseline, key or metric, or where pandas or
+    matplotlib is not installed.
     """
     from hpc.gather import gather  # numpy: --help must not wait for it
 
@@ -97,7 +102,8 @@ def collect(
         if makes_output:
             output.mkdir(parents=True, exist_ok=True)
         comparison = _compare(gathered, baseline, by, metrics)
-        return comparison, _write(gathered, comparison, output, with_figures, form)
+        written = _write(gathered, comparison, output, with_figures, form)
+        return comparison, [*written, *(_write_page(comparison, output) if with_figures and with_page else [])]
     except OSError as error:  # a full disk names no file
         if makes_output:
             raise
@@ -130,6 +136,18 @@ def _write(gathered: "Gathered", comparison: "Comparison", output: Path, with_fi
     from hpc import figures
 
     return [*files, *figures.draw(comparison.gathered, output / "figures")]
+
+
+def _write_page(comparison: "Comparison", output: Path) -> list[Path]:
+    """A table without its page is worth having: what the page lacks is said in one line."""
+    try:
+        from hpc import report
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in _PAGE_EXTRA:
+            raise
+        print(f"no report.html: {error.name} is not installed here (it comes with the extra `collect`).", file=sys.stderr)
+        return []
+    return [report.write(comparison, output)]
 
 
 def text(comparison: "Comparison", form: str) -> str:
@@ -202,6 +220,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--tensorboard", type=folder, metavar="DIR", help="also write the epochs of every run as TensorBoard's events")
     parser.add_argument("--no-figures", action="store_true", help="tables only, in a fraction of the time")
+    parser.add_argument("--no-page", action="store_true", help="everything but report.html")
     arguments = parser.parse_args(argv)
     arguments.by = [] if arguments.by == ["arm"] else arguments.by
     return arguments

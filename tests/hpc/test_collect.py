@@ -350,7 +350,7 @@ def test_nothing_finished_still_makes_a_table(tmp_path: Path) -> None:
     sweep = FakeSweep(tmp_path)
     _, written = collect.collect([sweep.folder.path])
     assert (sweep.folder.path / "table.md").read_text().startswith("PARTIAL: 0 of 4 runs finished (4 new).")
-    assert [path.name for path in written] == ["table.md", "runs.csv"]
+    assert [path.name for path in written] == ["table.md", "runs.csv", "report.html"]
 
 
 def run_python(code: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
