@@ -1,0 +1,132 @@
+"""How every figure looks: sizes for print, colours, dashes and markers that differ without colour, names that fit.
+
+What is drawn is the business of the hpc.figure_* modules. One invariant: nothing here depends on the machine, its fonts or the time.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+#: Okabe & Ito 2008, without yellow, which is too pale for lines on white. Black comes last.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+
+#: With the colours 21 looks, no two alike; neighbours differ in both, because some of the colours are one grey in print.
+DASHES = ("solid", (0, (5, 1.2)), (0, (1.5, 1)))
+
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
+
+#: Arms with a look of their own.
+MOST_ARMS = len(COLOURS) * len(DASHES)
+
+OTHERS = "#bbbbbb"
+REPORT = "#555555"
+
+#: Inches. A column of a journal is 8 to 9 cm, a page's text 17 to 18 cm: printed at their size, letters are 7 to 8 points high.
+COLUMN = 3.35
+PAGE = 7.0
+
+STYLE: Any = {
+    "font.family": "DejaVu Sans",  # ships with matplotlib
+    "font.size": 7.5,
+    "axes.titlesize": 8,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 7.5,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.5,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "legend.handlelength": 2.6,
+    "legend.borderaxespad": 0.2,
+    "lines.linewidth": 1.1,
+    "lines.markersize": 3,
+    "hatch.linewidth": 0.6,
+    "figure.dpi": 100,
+    "savefig.dpi": 300,
+    "pdf.fonttype": 42,  # TrueType: journals refuse the default, Type 3
+    "svg.fonttype": "path",  # the same everywhere: a page that opens without network has no fonts of ours
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """Of one arm in every figure: by its place in the plan, so that it keeps it from figure to figure."""
+
+    colour: str
+    dash: Any
+    marker: str
+
+
+def look(place: int) -> Look:
+    """Of the arm at this place, from 0."""
+    turn = place + place // len(COLOURS)
+    return Look(colour=COLOURS[place % len(COLOURS)], dash=DASHES[turn % len(DASHES)], marker=MARKERS[place % len(MARKERS)])
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """In inches; one that no window and no pyplot knows of."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def heading(figure: Figure, text: str, width: float = COLUMN) -> None:
+    """Above everything, at the left edge, folded to the width."""
+    figure.suptitle(fold(text, int(width * 17)), x=0.01, ha="left", fontsize=8)
+
+
+def legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str], width: float = COLUMN) -> None:
+    """One for the whole figure, where it covers nothing: the figure grows by what it takes."""
+    longest = max(map(len, labels), default=0)
+    columns = max(1, min(4, len(labels), int(width * 20 / (longest + 8))))
+    rows = -(-len(labels) // columns)
+    figure.set_figheight(figure.get_figheight() + 0.135 * rows + 0.08)
+    figure.legend(list(handles), list(labels), loc="outside lower left", ncols=columns, columnspacing=1.2, labelspacing=0.3)
+
+
+def short(names: Sequence[str], most: int) -> dict[str, str]:
+    """Name -> itself, or its beginning and its end around an ellipsis; two names never become one."""
+    kept: dict[str, str] = {}
+    for name in names:
+        room = most
+        while (text := _shortened(name, room)) in kept.values() and room < len(name):
+            room += 4
+        kept[name] = text
+    return kept
+
+
+def _shortened(name: str, most: int) -> str:
+    if len(name) <= most:
+        return name
+    tail = (most - 1) // 2
+    return f"{name[: most - 1 - tail]}…{name[-tail:]}"
+
+
+def fold(text: str, most: int) -> str:
+    """The text in lines of at most so many characters, broken at spaces; what has none stays whole."""
+    lines = [""]
+    for word in text.split():
+        fits = len(lines[-1]) + len(word) < most or not lines[-1]
+        lines = [*lines[:-1], f"{lines[-1]} {word}".strip()] if fits else [*lines, word]
+    return "\n".join(lines)
+
+
+def without_frame(axes: Axes) -> None:
+    """A picture or a table in the axes has no need of lines around it."""
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
