@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from hpc import figure_names
 from hpc.arguments import folder
 from hpc.metrics import DEFAULT, METRICS
 from seresnet.durable import write_durably
@@ -31,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv)
     form = arguments.format or "md"
     try:
+        arguments.figures = figure_names.chosen_figures("none" if arguments.no_figures else arguments.figures)
+        arguments.figure_formats = figure_names.chosen_formats(arguments.figure_formats)
         from hpc import archive
 
         # To the end: what is read late would be gone with the folder of an archive.
@@ -55,10 +58,12 @@ def _collected(arguments: argparse.Namespace, sweeps: Sequence[Path], form: str)
         sweeps,
         arguments.baseline,
         arguments.output or archive.beside(arguments.sweeps),
-        not arguments.no_figures,
+        bool(arguments.figures),
         by=arguments.by,
         metrics=arguments.metric or DEFAULT,
         form=form,
+        figures=arguments.figures,
+        figure_formats=arguments.figure_formats,
     )
     if arguments.tensorboard is None:
         return comparison, written
@@ -77,8 +82,10 @@ def collect(
     by: Sequence[str] = (),
     metrics: Sequence[str] = DEFAULT,
     form: str = "md",
+    figures: Sequence[str] = figure_names.DEFAULT,
+    figure_formats: Sequence[str] = figure_names.FORMATS,
 ) -> tuple["Comparison", list[Path]]:
-    """Write table.md, runs.csv and figures/*.png into output (one sweep: its own folder); return the table and what was written.
+    """Write table.md, runs.csv and figures/* into output (one sweep: its own folder); return the table and what was written.
 
     by: config keys to group by in place of arms. form: of FORMATS; its file is written, too. Raises ConfigError for a folder that is no
     sweep, an unknown baseline, key or metric, or where pandas or matplotlib is not installed.
@@ -97,7 +104,8 @@ def collect(
         if makes_output:
             output.mkdir(parents=True, exist_ok=True)
         comparison = _compare(gathered, baseline, by, metrics)
-        return comparison, _write(gathered, comparison, output, with_figures, form)
+        written = _write(gathered, comparison, output, form)
+        return comparison, written + (_draw(comparison, output, figures, figure_formats) if with_figures else [])
     except OSError as error:  # a full disk names no file
         if makes_output:
             raise
@@ -116,7 +124,7 @@ def _compare(gathered: "Gathered", baseline: str | None, by: Sequence[str], metr
     return compare(gathered, baseline, by, metrics)
 
 
-def _write(gathered: "Gathered", comparison: "Comparison", output: Path, with_figures: bool, form: str) -> list[Path]:
+def _write(gathered: "Gathered", comparison: "Comparison", output: Path, form: str) -> list[Path]:
     from hpc import stats
 
     # A table that is there already in another form is written anew: two of different days side by side would mislead.
@@ -125,11 +133,13 @@ def _write(gathered: "Gathered", comparison: "Comparison", output: Path, with_fi
     files = {output / name: content for name, content in texts.items()}
     for path, content in files.items():
         write_durably(path, content.encode())
-    if not with_figures:
-        return list(files)
+    return list(files)
+
+
+def _draw(comparison: "Comparison", output: Path, names: Sequence[str], formats: Sequence[str]) -> list[Path]:
     from hpc import figures
 
-    return [*files, *figures.draw(comparison.gathered, output / "figures")]
+    return figures.draw(comparison.gathered, output / "figures", names, formats, comparison.baseline)
 
 
 def text(comparison: "Comparison", form: str) -> str:
@@ -201,7 +211,19 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="where the files go (default: into the sweep's folder; of an archive, SWEEP.collected beside it)",
     )
     parser.add_argument("--tensorboard", type=folder, metavar="DIR", help="also write the epochs of every run as TensorBoard's events")
-    parser.add_argument("--no-figures", action="store_true", help="tables only, in a fraction of the time")
+    parser.add_argument(
+        "--figures",
+        metavar="all|none|NAME,...",
+        default=",".join(figure_names.DEFAULT),
+        help=f"what is drawn into figures/, of {', '.join(figure_names.FIGURES)}; default: the first {len(figure_names.DEFAULT)}",
+    )
+    parser.add_argument(
+        "--figure-formats",
+        metavar="FORMAT,...",
+        default=",".join(figure_names.FORMATS),
+        help=f"of {', '.join(figure_names.FORMATS)}; default: all",
+    )
+    parser.add_argument("--no-figures", action="store_true", help="tables only, in a fraction of the time; as --figures none")
     arguments = parser.parse_args(argv)
     arguments.by = [] if arguments.by == ["arm"] else arguments.by
     return arguments

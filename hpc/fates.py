@@ -92,7 +92,7 @@ def _own_seconds(history: History, span: Span) -> np.ndarray:
 
 def _is_again(history: History, span: Span) -> np.ndarray:
     began = history.column("time") - history.column("seconds")
-    return began < (span.started if span.started is not None else -np.inf)
+    return np.asarray(began < (span.started if span.started is not None else -np.inf))
 
 
 def _handed_over(history: History, span: Span, place: int) -> float:

@@ -6,10 +6,12 @@ The means, spreads and intervals are hpc.stats', so that figure and table cannot
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
@@ -21,6 +23,10 @@ _ROW = 0.2  # inches of an arm's or a class's line
 _MOST_ROWS = 40
 _MOST_BESIDE = 6  # arms of the figure of classes
 _LOG_FROM = 8  # times the smallest
+
+_PAIR: Any = {"linestyle": "none", "marker": "o", "markersize": 3.2, "markerfacecolor": "none", "markeredgewidth": 0.8}
+_MEAN: Any = {"linestyle": "none", "marker": "|", "markersize": 8, "markeredgewidth": 1.4, "color": "#000000"}
+_INTERVAL: Any = {"color": "#000000", "linewidth": 0.9}
 
 _PLAIN = Look(colour=OTHERS, dash="solid", marker="o")
 
@@ -52,20 +58,22 @@ def differences_figure(scene: Scene) -> Figure | None:
     if not found:
         return None
     shown = _strongest(found)
-    figure = new_figure(COLUMN, 1.0 + _ROW * len(shown))
+    labels = [f"{fold(scene.names[one.arm], 20)} ({one.difference.pairs})" for one in shown]
+    figure = new_figure(COLUMN, 1.0 + sum(max(_ROW, 0.12 * (1 + label.count("\n"))) for label in labels))
     axes = figure.subplots()
     axes.axvline(0, color="#000000", linewidth=0.7)
     for row, one in enumerate(shown):
         _draw_pairs(axes, row, one, scene.looks.get(one.arm, _PLAIN))
-    labels = [f"{fold(scene.names[one.arm], 22)} ({one.difference.pairs})" for one in shown]
     axes.set_yticks(range(len(shown)), labels)
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.grid(False, axis="y")
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
-    axes.set_xlabel(f"test accuracy minus {scene.names[scene.baseline]},\nlast epoch (percentage points)")
-    legend_below(figure, *axes.get_legend_handles_labels())
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+    axes.set_xlabel(f"minus {fold(scene.names[scene.baseline], 30)}\n(percentage points)")
+    handles = [Line2D([], [], **{**_PAIR, "markeredgecolor": "#000000"}), Line2D([], [], **_MEAN), Line2D([], [], **_INTERVAL)]
+    kinds = 3 if any(one.difference.pairs > 1 for one in shown) else 2
+    legend_below(figure, handles[:kinds], ["a pair of runs", "mean", "95 % t interval"][:kinds])
     left_out = f"; the {len(shown)} strongest of {len(found)} arms" if len(found) > len(shown) else ""
-    heading(figure, f"{scene.data_name}: differences at equal seeds (number of pairs){left_out}")
+    heading(figure, f"{scene.data_name}: last-epoch test accuracy, differences at equal seeds (number of pairs){left_out}")
     return figure
 
 
@@ -87,11 +95,14 @@ def per_class_figure(scene: Scene) -> Figure | None:
             scene.looks[arm],
             f"{scene.names[arm]} (n = {len(shares)})",
         )
-    axes.set_yticks(range(len(worst_first)), [fold(classes[one], 22) for one in worst_first])
+    axes.set_yticks(range(len(worst_first)), [fold(classes[one], 20) for one in worst_first])
     axes.set_ylim(len(worst_first) - 0.4, -0.6)
-    axes.set_xlabel("recognised test images of the class (%), last epoch")
+    low, high = axes.get_xlim()
+    axes.set_xlim(max(low, -1), min(high, 101))  # a deviation may reach beyond 100 %, a share does not
+    axes.set_xlabel("recognised test images of the class (%)")
     legend_below(figure, *axes.get_legend_handles_labels())
-    heading(figure, f"{scene.data_name}: accuracy by class, worst first{_left_out(scene, arms, classes)}")
+    spread = ", mean over seeds ± 1 standard deviation" if any(len(shares) > 1 for shares in arms.values()) else ""
+    heading(figure, f"{scene.data_name}: accuracy by class, worst first{_left_out(scene, arms, classes)}, last epoch{spread}")
     return figure
 
 
@@ -119,21 +130,11 @@ def _strongest(found: Sequence[Pairs]) -> list[Pairs]:
 
 
 def _draw_pairs(axes: Axes, row: int, one: Pairs, seen: Look) -> None:
-    axes.plot(
-        one.changes,
-        [row] * len(one.changes),
-        linestyle="none",
-        marker="o",
-        markersize=3.2,
-        markerfacecolor="none",
-        markeredgecolor=seen.colour,
-        markeredgewidth=0.8,
-        label="a pair of runs" if row == 0 else None,
-    )
+    axes.plot(one.changes, [row] * len(one.changes), **{**_PAIR, "markeredgecolor": seen.colour})
     low, high = one.difference.low, one.difference.high
     if low is not None and high is not None:
-        axes.plot([low, high], [row, row], color="#000000", linewidth=0.9, label=None, zorder=1.5)
-    axes.plot([one.difference.mean], [row], color="#000000", marker="|", markersize=8, markeredgewidth=1.4, linestyle="none")
+        axes.plot([low, high], [row, row], **_INTERVAL, zorder=1.5)
+    axes.plot([one.difference.mean], [row], **_MEAN)
 
 
 def _against(scene: Scene, what: str, sizes_of: Callable[[Scene, str], set[int | None]]) -> Figure | None:
@@ -150,7 +151,8 @@ def _against(scene: Scene, what: str, sizes_of: Callable[[Scene, str], set[int |
         assert last is not None
         _draw_point(axes, points[arm], last, scene.looks.get(arm, _PLAIN), aside[arm], _point_label(scene, arm, last.n))
     _dress_sizes(axes, list(points.values()), what)
-    order = {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    named = sorted(zip(*axes.get_legend_handles_labels(), strict=True), key=lambda pair: pair[1].endswith(" other arms"))
+    order = {label: handle for handle, label in named}
     legend_below(figure, list(order.values()), list(order))
     several = any(summary.last and summary.last.n > 1 for summary in summaries.values())
     heading(figure, f"{scene.data_name}: last epoch" + (", mean over seeds ± 1 standard deviation" if several else ""))
@@ -203,7 +205,9 @@ def _dress_sizes(axes: Axes, sizes: Sequence[int], what: str) -> None:
     axes.margins(x=0.15, y=0.1)
     axes.autoscale_view()
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count_text(value)))
-    axes.set_xlabel(what + (" (logarithmic)" if axes.get_xscale() == "log" else ""))
+    notes = ["logarithmic"] if axes.get_xscale() == "log" else []
+    notes += ["equal ones side by side"] if len(set(sizes)) < len(sizes) else []
+    axes.set_xlabel(what + (f" ({', '.join(notes)})" if notes else ""))
     axes.set_ylabel("test accuracy (%)")
 
 
@@ -233,7 +237,8 @@ def _class_shares(scene: Scene, arm: str) -> np.ndarray | None:
     if len(_classes(scene, arm)) != 1:
         return None
     counts = np.array([row.result.confusion for row in scene.finished(arm) if row.result], dtype=float)
-    return 100 * np.diagonal(counts, axis1=1, axis2=2) / np.maximum(counts.sum(axis=2), 1)
+    hits: np.ndarray = np.diagonal(counts, axis1=1, axis2=2)
+    return np.asarray(100 * hits / np.maximum(counts.sum(axis=2), 1))
 
 
 def _draw_classes(axes: Axes, shares: np.ndarray, aside: float, seen: Look, label: str) -> None:

@@ -34,7 +34,7 @@ def confusion_figure(scene: Scene) -> Figure | None:
         axes.remove()
     images = [_draw(axes, scene.names[arm], results) for axes, (arm, results) in zip(grid, chosen.items(), strict=False)]
     bar = figure.colorbar(images[0], ax=list(grid[: len(chosen)]), label="share of the true class (%)", shrink=0.7, pad=0.02, aspect=30)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     left_out = f" (first {len(chosen)} of {len(arms)} arms)" if len(arms) > len(chosen) else ""
     heading(figure, f"{scene.data_name}: test images by true and predicted class, last epoch{left_out}", width)
     return figure

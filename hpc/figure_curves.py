@@ -21,6 +21,7 @@ from hpc.gather import RunRow
 _PANEL_HEIGHT = 1.75
 _MARKED_EPOCHS = 30  # up to here every epoch has its marker
 _MARKS = 8  # on longer lines
+_BAND_POINTS = 300  # more than a column's width shows; 21 bands of 900 points made an SVG of 2.8 MB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,13 +128,13 @@ def _figure(scene: Scene, panels: dict[str, str], unit: str) -> Figure | None:
 
 
 def _draw(axes: Axes, scene: Scene, curves: dict[str, Curve]) -> None:
+    for place, arm in enumerate(scene.looks):
+        if arm in curves:
+            _plot(axes, curves[arm], place, curves[arm].label_as(scene.names[arm]))
     others = [line for arm, line in curves.items() if arm not in scene.looks]
     for number, line in enumerate(others):
         label = f"{len(others)} other arms" if number == 0 else None
         axes.plot(line.epochs, line.mean, color=OTHERS, linewidth=0.5, label=label, zorder=1)
-    shown = [(place, arm) for place, arm in enumerate(scene.looks) if arm in curves]
-    for place, arm in shown:
-        _plot(axes, curves[arm], place, curves[arm].label_as(scene.names[arm]))
 
 
 def _plot(axes: Axes, line: Curve, place: int, label: str) -> None:
@@ -142,7 +143,9 @@ def _plot(axes: Axes, line: Curve, place: int, label: str) -> None:
     start = place * every // 7 % every  # so that markers of close lines do not cover each other
     axes.plot(line.epochs, line.mean, color=seen.colour, linestyle=seen.dash, marker=seen.marker, markevery=(start, every), label=label)
     if line.n > 1:
-        axes.fill_between(line.epochs, line.mean - line.std, line.mean + line.std, color=seen.colour, alpha=0.2, linewidth=0)
+        seldom = slice(None, None, -(-len(line.epochs) // _BAND_POINTS))
+        epochs, mean, std = line.epochs[seldom], line.mean[seldom], line.std[seldom]
+        axes.fill_between(epochs, mean - std, mean + std, color=seen.colour, alpha=0.2, linewidth=0)
 
 
 def _overlay(axes: Axes, scene: Scene, key: str, curves: dict[str, Curve]) -> None:
@@ -151,7 +154,7 @@ def _overlay(axes: Axes, scene: Scene, key: str, curves: dict[str, Curve]) -> No
     if key in paper_curve.COLUMNS and paper_curve.applies(rows):
         epochs, values = paper_curve.read(key)
         until = epochs <= max(line.epochs[-1] for line in curves.values())
-        axes.plot(epochs[until], values[until], color=REPORT, linewidth=0.8, linestyle="dashdot", label=paper_curve.label(rows))
+        axes.plot(epochs[until], values[until], color=REPORT, linewidth=0.5, label=paper_curve.label(rows))
 
 
 def _dress(axes: Axes, title: str, unit: str, is_lowest: bool = True) -> None:
@@ -159,16 +162,22 @@ def _dress(axes: Axes, title: str, unit: str, is_lowest: bool = True) -> None:
     axes.set_ylabel(unit)
     if is_lowest:
         axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+    left, right = axes.get_xlim()
+    if right - left < 1:  # a single epoch
+        axes.set_xlim((left + right) / 2 - 1, (left + right) / 2 + 1)
 
 
 def _limit(axes: Axes, lines: Sequence[Curve], unit: str) -> None:
-    """A band does not leave 0 to 100 %, and a few spikes of a loss do not press everything else flat."""
+    """What the curves come to must be seen: neither their first epochs nor a spike of a loss press it flat."""
     low, high = axes.get_ylim()
+    values = np.concatenate([line.mean for line in lines])
     if unit == "accuracy (%)":
-        axes.set_ylim(max(low, 0), min(high, 100.5))
+        is_long = max(len(line.epochs) for line in lines) > _MARKED_EPOCHS
+        least = min(float(np.quantile(values, 0.05)), *(float(line.mean[-1]) - 1 for line in lines)) if is_long else 0
+        axes.set_ylim(max(low, 0, least), min(high, 100.5))
         return
-    usual = float(np.quantile(np.concatenate([line.mean for line in lines]), 0.98))
+    usual = float(np.quantile(values, 0.98))
     if high > 3 * usual > 0:
         axes.set_ylim(max(low, 0), 1.5 * usual)
         axes.set_title(f"{axes.get_title(loc='left')}, spikes cut off")

@@ -1,6 +1,7 @@
 """The names of the figures and of their formats, and how a command line chooses among them.
 
-Apart from hpc.figures, because naming a figure must not wait for matplotlib. One invariant: a name that is none is refused with all that are.
+Apart from hpc.figures, because naming a figure must not wait for matplotlib. One invariant: a name that is none is refused, and all that
+are one are listed.
 """
 
 from collections.abc import Sequence

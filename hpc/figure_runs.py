@@ -5,6 +5,8 @@ hpc.spans knows the attempts, hpc.fates what their hours were. One invariant: an
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
@@ -47,7 +49,7 @@ _KINDS = (
         endings=("crashed", "killed", "hung", "out_of_memory", "user_error", "diverged"),
     ),
     _Kind(label="stopped, cancelled", colour="#CC79A7", hatch="\\\\\\\\", endings=("stopped", "fenced", "cancelled", "cancelled_by_site")),
-    _Kind(label="not ended, or unknown", colour="#f2f2f2", hatch="", endings=()),
+    _Kind(label="not ended, or unknown", colour="#cccccc", hatch="", endings=()),
 )
 
 _FATES = (("useful", "#0072B2", ""), ("repeated", "#E69F00", "////"), ("lost", "#bbbbbb", "xxxx"))
@@ -85,7 +87,8 @@ def hours_figure(scene: Scene) -> Figure | None:
     if not panels:
         return None
     lines = sum(min(len(arms), _MOST_ARMS) for arms in panels.values())
-    figure = new_figure(COLUMN, 0.5 + 0.5 * len(panels) + 0.2 * lines)
+    row = 0.28 if any(len(scene.names[arm]) > 20 for arms in panels.values() for arm in arms) else 0.2
+    figure = new_figure(COLUMN, 0.5 + 0.5 * len(panels) + row * lines)
     heights = [min(len(arms), _MOST_ARMS) + 1 for arms in panels.values()]
     for axes, (kind, arms) in zip(figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0], panels.items(), strict=True):
         _draw_hours(axes, scene, kind, arms)
@@ -148,7 +151,7 @@ def _box(row: int, span: Span, first: float, size: float) -> list[tuple[float, f
 def _draw_waits(axes: Axes, rows: Sequence[RunRow], first: float, size: float) -> None:
     for number, row in enumerate(rows):
         spans = _known(row)
-        for before, after in zip(spans, spans[1:], strict=False):
+        for before, after in pairwise(spans):
             assert before.ended is not None and after.started is not None
             if after.started > before.ended:
                 ends = [(before.ended - first) / size, (after.started - first) / size]
@@ -160,7 +163,7 @@ def _is_requeue(before: Span, after: Span) -> bool:
     return before.job is not None and before.job == after.job and after.restart_count > before.restart_count
 
 
-def _wait_style(requeued: bool) -> dict[str, object]:
+def _wait_style(requeued: bool) -> dict[str, Any]:
     return {"color": "#444444", "linewidth": 0.8, "linestyle": "solid" if requeued else (0, (1, 1.2))}
 
 
@@ -183,16 +186,16 @@ def _several_sweeps(scene: Scene) -> bool:
     return len({row.sweep for row in scene.gathered.rows}) > 1
 
 
-def _timeline_legend(used: Sequence[_Kind], rows: Sequence[RunRow]) -> tuple[list[object], list[str]]:
+def _timeline_legend(used: Sequence[_Kind], rows: Sequence[RunRow]) -> tuple[list[Any], list[str]]:
     is_named = len(rows) <= _MOST_NAMED_RUNS
-    handles: list[object] = [
+    handles: list[Any] = [
         Patch(facecolor=kind.colour, hatch=kind.hatch if is_named else None, edgecolor="#444444", linewidth=0.4) for kind in used
     ]
     labels = [kind.label for kind in used]
-    waits = {_is_requeue(*pair) for row in rows for pair in zip(_known(row), _known(row)[1:], strict=False)}
+    waits = {_is_requeue(*pair) for row in rows for pair in pairwise(_known(row))}
     for requeued, label in ((True, "requeued, in the queue"), (False, "until it was sent again")):
         if requeued in waits:
-            handles.append(Line2D([], [], **_wait_style(requeued)))  # type: ignore[arg-type]
+            handles.append(Line2D([], [], **_wait_style(requeued)))
             labels.append(label)
     return handles, labels
 
@@ -231,7 +234,7 @@ def _draw_hours(axes: Axes, scene: Scene, kind: str, arms: dict[str, Fates]) -> 
             va="center",
             fontsize=6,
         )
-    axes.set_yticks(range(len(shown)), [fold(scene.names[arm], 22) for arm in shown])
+    axes.set_yticks(range(len(shown)), [fold(scene.names[arm], 20) for arm in shown])
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.set_xlim(0, 1.3 * max(part.held for part in arms.values()))
     axes.grid(False, axis="y")

@@ -45,7 +45,8 @@ def scene(gathered: Gathered, baseline: str | None = None) -> Scene:
     runs: dict[str, list[RunRow]] = {arm: [] for arm in gathered.arms}
     for row in sorted(gathered.rows, key=_by_seed):
         for arm in row.arms:
-            runs[arm].append(row)
+            if arm in runs:
+                runs[arm].append(row)
     shown = [arm for arm in gathered.arms if arm in _most_telling(gathered.arms, runs, chosen)]
     return Scene(
         gathered=gathered,

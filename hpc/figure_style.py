@@ -3,6 +3,8 @@
 What is drawn is the business of the hpc.figure_* modules. One invariant: nothing here depends on the machine, its fonts or the time.
 """
 
+import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -86,43 +88,60 @@ def new_figure(width: float, height: float) -> Figure:
 
 def heading(figure: Figure, text: str, width: float = COLUMN) -> None:
     """Above everything, at the left edge, folded to the width."""
-    figure.suptitle(fold(text, int(width * 17)), x=0.01, ha="left", fontsize=8)
+    figure.suptitle(fold(text, int(width * 17.5)), x=0.01, ha="left", fontsize=8)
 
 
 def legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str], width: float = COLUMN) -> None:
     """One for the whole figure, where it covers nothing: the figure grows by what it takes."""
-    longest = max(map(len, labels), default=0)
-    columns = max(1, min(4, len(labels), int(width * 20 / (longest + 8))))
+    columns = max((number for number in range(1, 5) if _width(labels, number) <= width), default=1)
     rows = -(-len(labels) // columns)
     figure.set_figheight(figure.get_figheight() + 0.135 * rows + 0.08)
     figure.legend(list(handles), list(labels), loc="outside lower left", ncols=columns, columnspacing=1.2, labelspacing=0.3)
 
 
+def _width(labels: Sequence[str], columns: int) -> float:
+    """Inches of a legend: 20 letters of 7 points an inch, and as much as 8 letters for the line before them."""
+    rows, longer = divmod(len(labels), columns)  # matplotlib fills columns in this way
+    sizes = [rows + (column < longer) for column in range(columns)]
+    starts = [sum(sizes[:column]) for column in range(columns)]
+    return sum(8 + max(map(len, labels[start : start + size]), default=0) for start, size in zip(starts, sizes, strict=True)) / 20
+
+
 def short(names: Sequence[str], most: int) -> dict[str, str]:
-    """Name -> itself, or its beginning and its end around an ellipsis; two names never become one."""
+    """Name -> itself, or what distinguishes it with an ellipsis for the rest; two names never become one."""
+    common = _common_beginning([name for name in names if len(name) > most])
     kept: dict[str, str] = {}
     for name in names:
         room = most
-        while (text := _shortened(name, room)) in kept.values() and room < len(name):
+        while (text := _shortened(name, room, common)) in kept.values() and room < len(name):
             room += 4
         kept[name] = text
     return kept
 
 
-def _shortened(name: str, most: int) -> str:
+def _common_beginning(names: Sequence[str]) -> int:
+    """How many characters all of these begin with alike."""
+    columns = zip(*names, strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns)) if len(names) > 1 else 0
+
+
+def _shortened(name: str, most: int, common: int) -> str:
     if len(name) <= most:
         return name
+    rest = f"…{name[common:]}"
+    if common > 0 and len(rest) <= most:
+        return rest
     tail = (most - 1) // 2
     return f"{name[: most - 1 - tail]}…{name[-tail:]}"
 
 
 def fold(text: str, most: int) -> str:
-    """The text in lines of at most so many characters, broken at spaces; what has none stays whole."""
+    """The text in lines of at most so many characters, broken at spaces, or after a dash or a slash; what has none stays whole."""
     lines = [""]
-    for word in text.split():
-        fits = len(lines[-1]) + len(word) < most or not lines[-1]
-        lines = [*lines[:-1], f"{lines[-1]} {word}".strip()] if fits else [*lines, word]
-    return "\n".join(lines)
+    for word in re.findall(r"[^ /-]*[ /-]?", text):
+        fits = len(lines[-1]) + len(word.rstrip()) <= most or not lines[-1]
+        lines = [*lines[:-1], lines[-1] + word] if fits else [*lines, word]
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def without_frame(axes: Axes) -> None:

@@ -39,7 +39,7 @@ def applies(rows: Sequence[RunRow]) -> bool:
 def label(rows: Sequence[RunRow]) -> str:
     """For a legend. The images are named unless all runs are known to have had the same ones."""
     names = {row.result.data_name for row in rows if row.result}
-    return "the report's SE-ResNet (n = 1)" if names == {"CIFAR-10"} else "the report's SE-ResNet, original images (n = 1)"
+    return "the report (n = 1)" if names == {"CIFAR-10"} else "the report, original images (n = 1)"
 
 
 def _is_the_reports(row: RunRow) -> bool:
