@@ -87,7 +87,7 @@ def _of_attempt(history: History, span: Span, is_its: np.ndarray, handed: float,
 def _own_seconds(history: History, span: Span) -> np.ndarray:
     """Of every epoch; of one that the attempt only evaluated again, whose record keeps the timing of who trained it, the evaluation."""
     seconds = np.nan_to_num(history.column("seconds"))
-    return np.where(_is_again(history, span), np.nan_to_num(history.column("eval_seconds")), seconds)
+    return np.asarray(np.where(_is_again(history, span), np.nan_to_num(history.column("eval_seconds")), seconds))
 
 
 def _is_again(history: History, span: Span) -> np.ndarray:

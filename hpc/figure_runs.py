@@ -203,12 +203,12 @@ def _timeline_legend(used: Sequence[_Kind], rows: Sequence[RunRow]) -> tuple[lis
 def _timeline_heading(scene: Scene, rows: Sequence[RunRow], drawn: Sequence[RunRow]) -> str:
     spans = [span for row in rows for span in row.spans]
     counts = {
-        "attempts": len(spans),
+        "attempts" if len(spans) > 1 else "attempt": len(spans),
         "preempted": sum(span.ending == "preempted" for span in spans),
         "of unknown time, not drawn": sum(not _is_known(span) for span in spans),
     }
-    parts = [f"{count} {what}" for what, count in counts.items() if count or what == "attempts"]
-    cut = f"first {_MOST_RUNS} of {len(drawn)} runs" if len(drawn) > _MOST_RUNS else f"{len(drawn)} runs"
+    parts = [f"{count} {what}" for what, count in counts.items() if count]
+    cut = f"first {_MOST_RUNS} of {len(drawn)} runs" if len(drawn) > _MOST_RUNS else f"{len(drawn)} run{'s' if len(drawn) > 1 else ''}"
     return f"{scene.data_name}: {cut}, {', '.join(parts)}"
 
 

@@ -93,7 +93,12 @@ def figure(gathered: Gathered, name: str, baseline: str | None = None) -> Figure
 def _pictures(name: str, seen: Scene, formats: Sequence[str]) -> dict[str, bytes]:
     with _style(name):
         made = _MAKERS[name](seen)
-        return {} if made is None else {one: _bytes(made, one) for one in formats}
+        if made is None:
+            return {}
+        # Laid out once: each layout begins from the one before, so that a file's bytes would depend on which were written before it.
+        made.draw_without_rendering()
+        made.set_layout_engine("none")
+        return {one: _bytes(made, one) for one in formats}
 
 
 def _style(name: str) -> Any:

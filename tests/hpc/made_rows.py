@@ -22,7 +22,9 @@ def made_row(arm: str, seed: int, epochs: int = 6, state: str = "finished", plan
         data=DataConfig(val_images=5000),
         train=TrainConfig(seed=seed, epochs=planned or epochs),
     )
+    started = START + 100 * seed
     records = [record(arm, seed, epoch, planned or epochs) for epoch in range(1, epochs + 1)]
+    records = [replace(one, time=started + 20 + 5 * one.epoch) for one in records]
     done = state == "finished"
     return RunRow(
         sweep="demo",
@@ -34,7 +36,7 @@ def made_row(arm: str, seed: int, epochs: int = 6, state: str = "finished", plan
         config=to_dict(config),
         result=made_result(arm, seed, epochs, records[-1].test_top1_pct) if done else None,
         history=History.of(records),
-        spans=(made_span(1, START + 100 * seed, START + 100 * seed + 5 * epochs + 30, "finished" if done else None),),
+        spans=(made_span(1, started, started + 5 * epochs + 30, "finished" if done else None),),
         epochs_planned=planned or epochs,
     )
 
