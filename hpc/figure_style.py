@@ -12,6 +12,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
 
 #: Okabe & Ito 2008, without yellow, which is too pale for lines on white. Black comes last.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -31,6 +33,10 @@ REPORT = "#555555"
 COLUMN = 3.35
 PAGE = 7.0
 
+_LEGEND_SIZE = 7
+_HANDLE = 2.6  # the line before a label, in units of its size; the space between columns in the same
+_BETWEEN = 1.2
+
 STYLE: Any = {
     "font.family": "DejaVu Sans",  # ships with matplotlib
     "font.size": 7.5,
@@ -39,7 +45,7 @@ STYLE: Any = {
     "axes.labelsize": 7.5,
     "xtick.labelsize": 7,
     "ytick.labelsize": 7,
-    "legend.fontsize": 7,
+    "legend.fontsize": _LEGEND_SIZE,
     "axes.linewidth": 0.6,
     "xtick.major.width": 0.6,
     "ytick.major.width": 0.6,
@@ -52,7 +58,7 @@ STYLE: Any = {
     "grid.linewidth": 0.5,
     "axes.axisbelow": True,
     "legend.frameon": False,
-    "legend.handlelength": 2.6,
+    "legend.handlelength": _HANDLE,
     "legend.borderaxespad": 0.2,
     "lines.linewidth": 1.1,
     "lines.markersize": 3,
@@ -93,18 +99,39 @@ def heading(figure: Figure, text: str, width: float = COLUMN) -> None:
 
 def legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str], width: float = COLUMN) -> None:
     """One for the whole figure, where it covers nothing: the figure grows by what it takes."""
+    labels = [_fitting(label, width) for label in labels]
     columns = max((number for number in range(1, 5) if _width(labels, number) <= width), default=1)
     rows = -(-len(labels) // columns)
     figure.set_figheight(figure.get_figheight() + 0.135 * rows + 0.08)
-    figure.legend(list(handles), list(labels), loc="outside lower left", ncols=columns, columnspacing=1.2, labelspacing=0.3)
+    figure.legend(list(handles), labels, loc="outside lower left", ncols=columns, columnspacing=_BETWEEN, labelspacing=0.3)
 
 
 def _width(labels: Sequence[str], columns: int) -> float:
-    """Inches of a legend: 20 letters of 7 points an inch, and as much as 8 letters for the line before them."""
+    """Inches of a legend: its letters as they are drawn, and what STYLE puts before, between and around them."""
     rows, longer = divmod(len(labels), columns)  # matplotlib fills columns in this way
     sizes = [rows + (column < longer) for column in range(columns)]
     starts = [sum(sizes[:column]) for column in range(columns)]
-    return sum(8 + max(map(len, labels[start : start + size]), default=0) for start, size in zip(starts, sizes, strict=True)) / 20
+    widest = [
+        max((_letters(label) for label in labels[start : start + size]), default=0) for start, size in zip(starts, sizes, strict=True)
+    ]
+    around, between = 2 * (0.4 + 0.2), _HANDLE + 0.8
+    return (sum(widest) + _LEGEND_SIZE * (around + columns * between + (columns - 1) * _BETWEEN)) / 72
+
+
+def _fitting(label: str, width: float) -> str:
+    """The label without some of its middle where its letters are wide: 34 W are more than a column."""
+    kept = label
+    for most in range(len(label) - 1, 10, -1):
+        if _width([kept], 1) <= width:
+            break
+        kept = _shortened(label, most, 0)
+    return kept
+
+
+def _letters(text: str) -> float:
+    """Points; 3 % more than its outlines, because hinted letters of a PNG are wider (seen)."""
+    font = FontProperties(family="DejaVu Sans", size=_LEGEND_SIZE)
+    return 1.03 * float(text_to_path.get_text_width_height_descent(text, font, False)[0])
 
 
 def short(names: Sequence[str], most: int) -> dict[str, str]:

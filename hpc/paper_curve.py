@@ -46,9 +46,10 @@ def _is_the_reports(row: RunRow) -> bool:
     if not _has_only_known_keys(row):
         return False
     wanted = RunConfig(model=ModelConfig(attention="se"))
-    for dotted, rule, value, _ in iter_keys(wanted):
+    for dotted, rule, value, default in iter_keys(wanted):
         section, key = dotted.split(".")
-        found = row.setting(section, key)
+        # A config from before a key was there says nothing of it, and ran by its default.
+        found = ((row.config or {}).get(section) or {}).get(key, default)
         if rule.key_class is KeyClass.IDENTITY and dotted not in _FREE and (tuple(found) if isinstance(found, list) else found) != value:
             return False
     horizon = row.setting("optim", "schedule_epochs") or row.setting("train", "epochs")

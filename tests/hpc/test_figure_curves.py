@@ -85,6 +85,17 @@ def test_more_arms_than_looks_are_grey_and_counted_last() -> None:
     assert len(grey) == 9 and legend_of(figure)[-1] == "9 other arms" and len(legend_of(figure)) == 22
 
 
+@pytest.mark.parametrize(
+    "arms", [("baseline", "se", "se-2ranks"), ("baseline", "se", "se-r8", "r-unfinished-still"), ("W" * 34,), ("W" * 90,)]
+)
+def test_no_legend_is_wider_than_its_figure(arms: tuple[str, ...]) -> None:
+    figure = figures.figure(made(arms, epochs=2), "accuracy")
+    assert figure is not None
+    figure.draw_without_rendering()
+    box = figure.legends[0].get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.width + 0.5, (box, figure.bbox)
+
+
 def test_a_spike_of_a_loss_is_cut_off_and_the_title_says_so() -> None:
     gathered = made(epochs=100)
     values = gathered.rows[3].history.column("train_loss").copy()
@@ -167,6 +178,14 @@ def test_seeds_machines_and_held_out_images_do_not_make_another_recipe(changes: 
 def test_the_reports_curve_is_laid_over_nothing_else(changes: dict[str, Any]) -> None:
     assert not paper_curve.applies([reports(**changes)]), changes
     assert not paper_curve.applies([replace(reports(), config=None)])
+
+
+def test_a_config_from_before_a_key_was_there_ran_by_its_default() -> None:
+    config = reports().config or {}
+    older = {**config, "optim": {key: value for key, value in config["optim"].items() if key != "nesterov"}}
+    assert paper_curve.applies([replace(reports(), config=older)])
+    without = {**config, "model": {key: value for key, value in config["model"].items() if key != "attention"}}
+    assert not paper_curve.applies([replace(reports(), config=without)])
 
 
 def test_the_legend_names_the_images_unless_they_are_known_to_be_the_same() -> None:
