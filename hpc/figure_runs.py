@@ -56,7 +56,7 @@ _FATES = (("useful", "#0072B2", ""), ("repeated", "#E69F00", "////"), ("lost", "
 
 
 def timeline_figure(scene: Scene) -> Figure | None:
-    """A line a run, a bar an attempt; between them thin where the job was requeued, dotted where it was sent again."""
+    """A line a run, a bar an attempt; between them thin where the job was requeued, dotted where it was started again."""
     rows = _in_order(scene)
     drawn = [row for row in rows if any(_is_known(span) for span in row.spans)]
     if not drawn:
@@ -159,7 +159,7 @@ def _draw_waits(axes: Axes, rows: Sequence[RunRow], first: float, size: float) -
 
 
 def _is_requeue(before: Span, after: Span) -> bool:
-    """The same job once more, as Slurm counts; otherwise somebody or something launched again."""
+    """The same job once more, as Slurm counts; otherwise it was tried again within the job, or launched again."""
     return before.job is not None and before.job == after.job and after.restart_count > before.restart_count
 
 
@@ -193,7 +193,7 @@ def _timeline_legend(used: Sequence[_Kind], rows: Sequence[RunRow]) -> tuple[lis
     ]
     labels = [kind.label for kind in used]
     waits = {_is_requeue(*pair) for row in rows for pair in pairwise(_known(row))}
-    for requeued, label in ((True, "requeued, in the queue"), (False, "until it was sent again")):
+    for requeued, label in ((True, "requeued, in the queue"), (False, "until it was started again")):
         if requeued in waits:
             handles.append(Line2D([], [], **_wait_style(requeued)))
             labels.append(label)

@@ -64,9 +64,14 @@ def test_a_wait_says_whether_the_job_was_requeued_or_sent_again() -> None:
         "preempted, node failed",
         "stopped, cancelled",
         "requeued, in the queue",
-        "until it was sent again",
+        "until it was started again",
     ]
     assert figure.axes[0].get_xlabel() == "hours since the first attempt"
+
+
+def test_another_try_within_one_job_is_no_requeue() -> None:
+    figure = figures.figure(of_spans((span(1, 0, 2, "crashed"), span(2, 2.1, 4, "finished"))), "timeline")
+    assert figure is not None and [text.get_text() for text in figure.legends[0].get_texts()][-1] == "until it was started again"
 
 
 def test_attempts_of_unknown_time_are_counted_and_not_drawn() -> None:
