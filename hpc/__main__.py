@@ -6,7 +6,7 @@ import sys
 COMMANDS = (
     ("python -m hpc.launch --sweep FILE", "show a sweep's plan and send its missing runs, to SLURM or to this machine"),
     ("python -m hpc.status SWEEP", "what every run of a sweep is doing, and why some are not"),
-    ("python -m hpc.collect SWEEP", "comparison table, curves and confusion matrices of a sweep"),
+    ("python -m hpc.collect SWEEP", "comparison table, figures and a page in one file"),
     ("python -m hpc.mirror SWEEP", "publish a sweep's metrics to W&B, also afterwards"),
     ("python -m hpc.move SWEEP TARGET", "take a sweep in which nobody works to another folder or file system"),
     ("python -m hpc.archive SWEEP", "the same as one verified tar file, which hpc.collect reads; --restore takes it out again"),

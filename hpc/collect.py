@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from hpc import figure_names
 from hpc.arguments import folder
 from hpc.metrics import DEFAULT, METRICS
 from seresnet.durable import write_durably
@@ -33,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv)
     form = arguments.format or "md"
     try:
+        arguments.figures = figure_names.chosen_figures("none" if arguments.no_figures else arguments.figures)
+        arguments.figure_formats = figure_names.chosen_formats(arguments.figure_formats)
         from hpc import archive
 
         # To the end: what is read late would be gone with the folder of an archive.
@@ -57,11 +60,13 @@ def _collected(arguments: argparse.Namespace, sweeps: Sequence[Path], form: str)
         sweeps,
         arguments.baseline,
         arguments.output or archive.beside(arguments.sweeps),
-        not arguments.no_figures,
+        bool(arguments.figures),
         by=arguments.by,
         metrics=arguments.metric or DEFAULT,
         form=form,
         with_page=not arguments.no_page,
+        figures=arguments.figures,
+        figure_formats=arguments.figure_formats,
     )
     if arguments.tensorboard is None:
         return comparison, written
@@ -81,8 +86,10 @@ def collect(
     metrics: Sequence[str] = DEFAULT,
     form: str = "md",
     with_page: bool = True,
+    figures: Sequence[str] = figure_names.DEFAULT,
+    figure_formats: Sequence[str] = figure_names.FORMATS,
 ) -> tuple["Comparison", list[Path]]:
-    """Write table.md, runs.csv, figures/*.png and report.html into output (one sweep: its own folder); return table and paths.
+    """Write table.md, runs.csv, figures/* and report.html into output (one sweep: its own folder); return table and paths.
 
     with_figures: where False, no page either, which takes as long. by: config keys to group by in place of arms. form: of FORMATS; its
     file is written, too. Raises ConfigError for a folder that is no sweep, an unknown baseline, key or metric, or where pandas or
@@ -102,8 +109,11 @@ def collect(
         if makes_output:
             output.mkdir(parents=True, exist_ok=True)
         comparison = _compare(gathered, baseline, by, metrics)
-        written = _write(gathered, comparison, output, with_figures, form)
-        return comparison, [*written, *(_write_page(comparison, output) if with_figures and with_page else [])]
+        written = _write(gathered, comparison, output, form)
+        if with_figures:
+            written += _draw(comparison, output, figures, figure_formats)
+            written += _write_page(comparison, output) if with_page else []
+        return comparison, written
     except OSError as error:  # a full disk names no file
         if makes_output:
             raise
@@ -122,7 +132,7 @@ def _compare(gathered: "Gathered", baseline: str | None, by: Sequence[str], metr
     return compare(gathered, baseline, by, metrics)
 
 
-def _write(gathered: "Gathered", comparison: "Comparison", output: Path, with_figures: bool, form: str) -> list[Path]:
+def _write(gathered: "Gathered", comparison: "Comparison", output: Path, form: str) -> list[Path]:
     from hpc import stats
 
     # A table that is there already in another form is written anew: two of different days side by side would mislead.
@@ -131,11 +141,13 @@ def _write(gathered: "Gathered", comparison: "Comparison", output: Path, with_fi
     files = {output / name: content for name, content in texts.items()}
     for path, content in files.items():
         write_durably(path, content.encode())
-    if not with_figures:
-        return list(files)
+    return list(files)
+
+
+def _draw(comparison: "Comparison", output: Path, names: Sequence[str], formats: Sequence[str]) -> list[Path]:
     from hpc import figures
 
-    return [*files, *figures.draw(comparison.gathered, output / "figures")]
+    return figures.draw(comparison.gathered, output / "figures", names, formats, comparison.baseline)
 
 
 def _write_page(comparison: "Comparison", output: Path) -> list[Path]:
@@ -219,7 +231,19 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="where the files go (default: into the sweep's folder; of an archive, SWEEP.collected beside it)",
     )
     parser.add_argument("--tensorboard", type=folder, metavar="DIR", help="also write the epochs of every run as TensorBoard's events")
-    parser.add_argument("--no-figures", action="store_true", help="tables only, in a fraction of the time")
+    parser.add_argument(
+        "--figures",
+        metavar="all|none|NAME,...",
+        default=",".join(figure_names.DEFAULT),
+        help=f"what is drawn into figures/, of {', '.join(figure_names.FIGURES)}; default: the first {len(figure_names.DEFAULT)}",
+    )
+    parser.add_argument(
+        "--figure-formats",
+        metavar="FORMAT,...",
+        default=",".join(figure_names.FORMATS),
+        help=f"of {', '.join(figure_names.FORMATS)}; default: all",
+    )
+    parser.add_argument("--no-figures", action="store_true", help="tables only, in a fraction of the time: neither figures nor page")
     parser.add_argument("--no-page", action="store_true", help="everything but report.html")
     arguments = parser.parse_args(argv)
     arguments.by = [] if arguments.by == ["arm"] else arguments.by

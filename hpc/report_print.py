@@ -17,7 +17,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from hpc.figures import STYLE
+from hpc.figure_style import STYLE
 from hpc.report_series import Measure, Panel, Point, beside_axis, thinned
 
 #: Of a curve: 2 a millimetre.

@@ -8,15 +8,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hpc import figures
+from hpc import figure_style, figures
 from hpc.comparison import Comparison
+from hpc.figure_style import look
 from hpc.gather import RunRow
 from hpc.metrics import DEFAULT
 from hpc.stats import ArmSummary, runs_frame
 from seresnet.errors import printable
 
 #: More arms than this look alike (colours x dashes of hpc.figures) and are not drawn.
-MOST_ARMS = len(figures.COLOURS) * len(figures.DASHES)
+MOST_ARMS = figure_style.MOST_ARMS
 
 #: Points of a mean, about one for every 2 pixels of a panel, and of a single run, which is only a faint line behind.
 MEAN_POINTS, RUN_POINTS = 300, 90
@@ -132,8 +133,9 @@ def beside_axis(name: str) -> str:
 
 
 def _drawn(number: int, name: str) -> DrawnArm:
-    colour, dash = figures.COLOURS[number % len(figures.COLOURS)], figures.DASHES[number // len(figures.COLOURS) % len(figures.DASHES)]
-    return DrawnArm(number=number, name=name, colour=colour, dash="" if dash == "solid" else " ".join(map(str, dash[1])))
+    of_arm = look(number)  # as in the figures
+    dash = "" if of_arm.dash == "solid" else " ".join(map(str, of_arm.dash[1]))
+    return DrawnArm(number=number, name=name, colour=of_arm.colour, dash=dash)
 
 
 def curve_panels(comparison: Comparison) -> tuple[Panel, ...]:

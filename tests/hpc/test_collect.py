@@ -139,10 +139,10 @@ def test_order_of_creation_changes_no_byte(tmp_path: Path) -> None:
         folder.with_suffix(".away").rename(folder)
     for key in reversed(backward.ids):
         backward.finish(*key)
-    collect.collect([forward.folder.path])
-    collect.collect([backward.folder.path])
+    collect.collect([forward.folder.path], figure_formats=("png",))
+    collect.collect([backward.folder.path], figure_formats=("png",))
     first = outputs(forward.folder.path)
-    assert len(first) == 5 and first == outputs(backward.folder.path)
+    assert len(first) == 7 and first == outputs(backward.folder.path)
 
 
 def test_every_planned_run_is_a_row_of_the_csv(tmp_path: Path) -> None:

@@ -14,13 +14,14 @@ import pytest
 import yaml
 from bokeh.plotting import figure
 from fake_sweep import FakeSweep, record
+from made_rows import history_of
 
 import hpc
 from hpc import bibliography, collect, figures, methods, report, report_series, report_view, settings
 from hpc.comparison import Comparison
 from hpc.comparison import compare as compared
 from hpc.gather import Gathered, RunRow, gather
-from hpc.history import COLUMNS, History
+from hpc.history import COLUMNS
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 EVIL = "\x1b]0;own\x07\u202e<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&{{7*7}}$x^2_@y{safe}`\\"
@@ -191,7 +192,7 @@ def hundred_runs(root: Path) -> Gathered:
                 arms=(arms[number // 5],),
                 run_id=f"{number:012d}",
                 config=config,
-                history=History(columns=columns),
+                history=history_of(columns),
                 result=replace(row.result, **changes),
                 spans=row.spans * 4,
             )
@@ -281,7 +282,7 @@ def test_keys_that_an_older_config_lacks_are_at_their_defaults_and_places_on_a_d
 
 
 def test_collect_writes_the_page_unless_told_not_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figures, "draw", lambda gathered, folder: [])
+    monkeypatch.setattr(figures, "draw", lambda *_: [])
     sweep = FakeSweep(tmp_path, epochs=2).finish_all()
     assert collect.main([str(sweep.folder.path), "--no-page"]) == 0
     assert not (sweep.folder.path / "report.html").exists()
@@ -293,7 +294,7 @@ def test_collect_writes_the_page_unless_told_not_to(tmp_path: Path, monkeypatch:
 def test_without_what_the_page_needs_the_table_stands_and_one_line_says_so(
     tmp_path: Path, missing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(figures, "draw", lambda gathered, folder: [])
+    monkeypatch.setattr(figures, "draw", lambda *_: [])
     sweep = FakeSweep(tmp_path, epochs=2).finish_all()
     for name in [name for name in sys.modules if name.startswith("hpc.report") or name.partition(".")[0] == missing]:
         monkeypatch.delitem(sys.modules, name)
