@@ -2,7 +2,8 @@
 
 All sides crop, flip, AutoAugment and normalise the same images into batches, without mixing, in one thread and one process; on a CPU
 what ours draws at an epoch's start is charged to each image. Speed is judged only beside equality: each operation's pixels are
-counted against torchvision on PIL images. Needs pillow and torchvision.
+counted against torchvision on PIL images. AugMix and noise are timed against torchvision's AugMix on PIL images with nearest filter and
+the nine operations of the paper, and against our own batches without them. Needs pillow and torchvision.
 """
 
 import statistics
@@ -60,6 +61,7 @@ def main() -> int:
     _equality(report, images[: sizes.compared])
     drawn_s = _epoch_start(report, sizes)
     _speed(report, images, sizes, device, 0.0 if cuda else drawn_s)
+    _augmix(report, images, sizes, device)
     _share(report, images, sizes, device)
     return report.finish(args)
 
@@ -73,12 +75,14 @@ def _images(path: Path | None, n: int) -> npt.NDArray[np.uint8]:
         return np.array(sample_data.given(path, Path(folder), n, 10).train_images)
 
 
-def _batches(images: npt.NDArray[np.uint8], device: "torch.device", batch_size: int, data_on: str = "device") -> "TrainBatches":
+def _batches(
+    images: npt.NDArray[np.uint8], device: "torch.device", batch_size: int, data_on: str = "device", **augmentation: Any
+) -> "TrainBatches":
     from seresnet.config import AugmentConfig, RunConfig, TrainConfig
     from seresnet.data import TrainBatches, load_splits
 
     train = TrainConfig(global_batch_size=batch_size, device=device.type, data_on=data_on)  # type: ignore[arg-type]
-    config = RunConfig(train=train, augment=AugmentConfig(mix_prob=0.0))
+    config = RunConfig(train=train, augment=AugmentConfig(mix_prob=0.0, **augmentation))
     return TrainBatches(load_splits(config, _arrays(images), device).train, config, 10, MEAN, STD, device)
 
 
@@ -113,6 +117,35 @@ def _by_pil(images: npt.NDArray[np.uint8]) -> Callable[[], object]:
 
     policy = t.AutoAugment(t.AutoAugmentPolicy.CIFAR10)
     steps = t.Compose([t.RandomCrop(32, padding=4), t.RandomHorizontalFlip(), policy, t.ToTensor(), t.Normalize(MEAN, STD)])
+    return lambda: torch.stack([steps(Image.fromarray(image)) for image in images])
+
+
+def _augmix(report: Report, images: npt.NDArray[np.uint8], sizes: Sizes, device: "torch.device") -> None:
+    """Batches of 256 with AugMix, with noise, with neither. An epoch's draws are made in the first pass, which is not counted."""
+    some, ours = images[: sizes.part], len(images) if device.type == "cuda" else min(1024, len(images))
+    ways: dict[str, dict[str, Any]] = {
+        "crop and flip": {},
+        "AugMix": {"augmix_severity": 3},
+        "noise": {"noise_std": 0.1},
+        "AutoAugment": {"autoaugment": "cifar10"},
+    }
+    passes = {name: _a_pass(_batches(images, device, 256, **{"autoaugment": "none", **on}), device, ours) for name, on in ways.items()}
+    seconds = alternate({"AugMix, PIL": _augmix_by_pil(some), **passes}, sizes.rounds)
+    each = {name: [s / (ours if name in ways else sizes.part) for s in taken] for name, taken in seconds.items()}
+    for name, taken in each.items():
+        report.row(f"images/s, {name}{', ours, batches of 256' if name in ways else ''}", amount([1 / s for s in taken]))
+    report.row("AugMix, ours against PIL, batches of 256", speedup(each["AugMix"], each["AugMix, PIL"]), floor=FLOOR_PIL)
+    for name in ("AugMix", "noise"):
+        report.row(f"cost of a batch with {name} against crop and flip alone", speedup(each["crop and flip"], each[name]))
+
+
+def _augmix_by_pil(images: npt.NDArray[np.uint8]) -> Callable[[], object]:
+    import torch
+    from PIL import Image
+    from torchvision import transforms as t
+
+    mix = t.AugMix(severity=3, all_ops=False, interpolation=t.InterpolationMode.NEAREST)
+    steps = t.Compose([t.RandomCrop(32, padding=4), t.RandomHorizontalFlip(), mix, t.ToTensor(), t.Normalize(MEAN, STD)])
     return lambda: torch.stack([steps(Image.fromarray(image)) for image in images])
 
 
