@@ -1,5 +1,7 @@
 """AugMix against a plain loop with PIL's operations and the released code's formulas, image by image."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from seresnet.augment import augment, draw
 from seresnet.augmix import IDENTITY, LEVELS, OPERATIONS, AugMixDraws, augmix, augmix_table, draw_augmix
 from seresnet.autoaugment import apply_operations
 from seresnet.config import AugmentConfig
+from seresnet.noise import add_noise
 
 CPU = torch.device("cpu")
 SIGNED = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
@@ -137,6 +140,22 @@ def test_an_image_gets_the_same_whatever_batch_it_is_in(pictures):
     whole, some = augment(pictures, draws, config), np.array([20, 3, 7])
     assert torch.equal(augment(pictures[some], draws.of(some), config), whole[some])
     assert not torch.equal(whole, augment(pictures, draw(0, 1, len(pictures), config), config)), "epochs draw the same"
+
+
+@pytest.mark.parametrize("other", [(1, 0), (0, 1)])
+def test_another_seed_and_another_epoch_draw_everything_anew(other):
+    config = AugmentConfig(augmix_severity=3, noise_std=0.1)
+    first, second = (draw(*place, 300, config) for place in ((0, 0), other))
+    full = [(draws.augmix.operations != IDENTITY).sum(axis=2) for draws in (first, second)]
+    assert np.mean(full[0] == full[1]) < 0.45, "depths"  # a third by chance
+    assert np.mean((first.augmix.operations == second.augmix.operations)[:, :, 0]) < 0.02, "operations"
+    assert not np.any(first.augmix.shares[:, 0] == second.augmix.shares[:, 0]), "how much is mixed"
+    among = [draws.augmix.shares[:, 1:] / draws.augmix.shares[:, 1:].sum(axis=1, keepdims=True) for draws in (first, second)]
+    assert np.mean(np.isclose(*among)) < 0.02, "the chains' shares"
+    assert not np.any(first.noise.std == second.noise.std), "strengths of noise"
+    grey = torch.full((300, 3, 8, 8), 128, dtype=torch.uint8)
+    equal_strengths = replace(second.noise, std=first.noise.std)
+    assert (add_noise(grey, first.noise) == add_noise(grey, equal_strengths))[first.noise.std > 0.05].float().mean() < 0.1, "noise"
 
 
 def test_switching_augmix_and_noise_on_moves_no_crop_and_no_flip():
