@@ -2,7 +2,8 @@
 
 All sides crop, flip, AutoAugment and normalise the same images into batches, without mixing, in one thread and one process; on a CPU
 what ours draws at an epoch's start is charged to each image. Speed is judged only beside equality: each operation's pixels are
-counted against torchvision on PIL images. Needs pillow and torchvision.
+counted against torchvision on PIL images. AugMix (the paper's nine operations, nearest filter) is timed against torchvision's and
+against the authors' loop over PIL images, AugMix and noise against our own batches without. Needs pillow and torchvision.
 """
 
 import statistics
@@ -60,6 +61,7 @@ def main() -> int:
     _equality(report, images[: sizes.compared])
     drawn_s = _epoch_start(report, sizes)
     _speed(report, images, sizes, device, 0.0 if cuda else drawn_s)
+    _augmix(report, images, sizes, device)
     _share(report, images, sizes, device)
     return report.finish(args)
 
@@ -73,12 +75,14 @@ def _images(path: Path | None, n: int) -> npt.NDArray[np.uint8]:
         return np.array(sample_data.given(path, Path(folder), n, 10).train_images)
 
 
-def _batches(images: npt.NDArray[np.uint8], device: "torch.device", batch_size: int, data_on: str = "device") -> "TrainBatches":
+def _batches(
+    images: npt.NDArray[np.uint8], device: "torch.device", batch_size: int, data_on: str = "device", **augmentation: Any
+) -> "TrainBatches":
     from seresnet.config import AugmentConfig, RunConfig, TrainConfig
     from seresnet.data import TrainBatches, load_splits
 
     train = TrainConfig(global_batch_size=batch_size, device=device.type, data_on=data_on)  # type: ignore[arg-type]
-    config = RunConfig(train=train, augment=AugmentConfig(mix_prob=0.0))
+    config = RunConfig(train=train, augment=AugmentConfig(mix_prob=0.0, **augmentation))
     return TrainBatches(load_splits(config, _arrays(images), device).train, config, 10, MEAN, STD, device)
 
 
@@ -114,6 +118,83 @@ def _by_pil(images: npt.NDArray[np.uint8]) -> Callable[[], object]:
     policy = t.AutoAugment(t.AutoAugmentPolicy.CIFAR10)
     steps = t.Compose([t.RandomCrop(32, padding=4), t.RandomHorizontalFlip(), policy, t.ToTensor(), t.Normalize(MEAN, STD)])
     return lambda: torch.stack([steps(Image.fromarray(image)) for image in images])
+
+
+def _augmix(report: Report, images: npt.NDArray[np.uint8], sizes: Sizes, device: "torch.device") -> None:
+    """Batches of 256 with AugMix, with noise, with neither. An epoch's draws are made in the first pass, which is not counted."""
+    some, ours = images[: sizes.part // 4], len(images) if device.type == "cuda" else min(1024, len(images))
+    ways: dict[str, dict[str, Any]] = {
+        "crop and flip": {},
+        "AugMix": {"augmix_severity": 3},
+        "noise": {"noise_std": 0.1},
+        "AutoAugment": {"autoaugment": "cifar10"},
+    }
+    passes = {name: _a_pass(_batches(images, device, 256, **{"autoaugment": "none", **on}), device, ours) for name, on in ways.items()}
+    others = {"AugMix, torchvision": _augmix_by_torchvision(some), "AugMix, PIL": _augmix_by_pil(some)}
+    seconds = alternate({**others, **passes}, sizes.rounds)
+    each = {name: [s / (ours if name in ways else len(some)) for s in taken] for name, taken in seconds.items()}
+    for name, taken in each.items():
+        report.row(f"images/s, {name}{', ours, batches of 256' if name in ways else ''}", amount([1 / s for s in taken]))
+    for name in others:
+        report.row(f"AugMix, ours against {name.split()[1]}, batches of 256", speedup(each["AugMix"], each[name]), floor=FLOOR_PIL)
+    for name in ("AugMix", "noise"):
+        report.row(f"cost of a batch with {name} against crop and flip alone", speedup(each["crop and flip"], each[name]))
+
+
+def _augmix_by_torchvision(images: npt.NDArray[np.uint8]) -> Callable[[], object]:
+    """Given PIL images; inside, torchvision works on tensors."""
+    import torch
+    from PIL import Image
+    from torchvision import transforms as t
+
+    mix = t.AugMix(severity=3, all_ops=False, interpolation=t.InterpolationMode.NEAREST)
+    steps = t.Compose([t.RandomCrop(32, padding=4), t.RandomHorizontalFlip(), mix, t.ToTensor(), t.Normalize(MEAN, STD)])
+    return lambda: torch.stack([steps(Image.fromarray(image)) for image in images])
+
+
+def _augmix_by_pil(images: npt.NDArray[np.uint8]) -> Callable[[], object]:
+    """As the authors' code does it: chains on PIL images, each chain's end made a normalised tensor and added up."""
+    import torch
+    from PIL import Image
+    from torchvision import transforms as t
+
+    from seresnet.augmix import OPERATIONS
+
+    begin = t.Compose([t.RandomCrop(32, padding=4), t.RandomHorizontalFlip()])
+    end, draw = t.Compose([t.ToTensor(), t.Normalize(MEAN, STD)]), np.random.default_rng(0)
+
+    def mixed(image: Any) -> "torch.Tensor":
+        own, weights = draw.random(), draw.dirichlet([1.0] * 3)
+        total = own * end(image)
+        for weight in weights:
+            done = image
+            for _ in range(draw.integers(1, 4)):
+                level = float(draw.uniform(0.1, 3))
+                done = _augmix_operation(done, OPERATIONS[draw.integers(len(OPERATIONS))], level, -1 if draw.random() > 0.5 else 1)
+            total += (1 - own) * weight * end(done)
+        return total
+
+    return lambda: torch.stack([mixed(begin(Image.fromarray(image))) for image in images])
+
+
+def _augmix_operation(image: Any, name: str, level: float, sign: int) -> Any:
+    from PIL import Image, ImageOps
+
+    def affine(*matrix: float) -> Any:
+        return image.transform(image.size, Image.Transform.AFFINE, matrix, resample=Image.Resampling.NEAREST)
+
+    slope, pixels = sign * level * 0.03, sign * int(level * 32 / 30)
+    return {
+        "autocontrast": lambda: ImageOps.autocontrast(image),
+        "equalize": lambda: ImageOps.equalize(image),
+        "posterize": lambda: ImageOps.posterize(image, 4 - int(level * 0.4)),
+        "solarize": lambda: ImageOps.solarize(image, 256 - int(level * 25.6)),
+        "rotate": lambda: image.rotate(sign * int(level * 3), resample=Image.Resampling.NEAREST),
+        "shear_x": lambda: affine(1, slope, 0, 0, 1, 0),
+        "shear_y": lambda: affine(1, 0, 0, slope, 1, 0),
+        "translate_x": lambda: affine(1, 0, pixels, 0, 1, 0),
+        "translate_y": lambda: affine(1, 0, 0, 0, 1, pixels),
+    }[name]()
 
 
 def _by_v2(images: npt.NDArray[np.uint8]) -> Callable[[], object]:

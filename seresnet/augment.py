@@ -1,7 +1,7 @@
-"""Crop, flip, AutoAugment and normalisation of a batch at once, on the device that holds the images.
+"""Crop, flip, AutoAugment or AugMix, noise and normalisation of a batch at once, on the device that holds the images.
 
 Draws are made on the host (randomness) and come as arrays with a row per sample; nothing here draws, loops over samples or waits
-for the device. Order and results are those of torchvision's transforms on PIL images, sample by sample.
+for the device. Order and results are those of torchvision's transforms on PIL images, sample by sample; AugMix's are in augmix.
 """
 
 from dataclasses import dataclass
@@ -11,8 +11,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from seresnet.augmix import AugMixDraws, augmix, augmix_table, draw_augmix
 from seresnet.autoaugment import apply_operations, draw_operations, policy_table, to_device
 from seresnet.config import AugmentConfig
+from seresnet.noise import NoiseDraws, add_noise, draw_noise
 from seresnet.randomness import Integers, integers, uniform, words
 
 
@@ -25,30 +27,45 @@ class Draws:
     flip: npt.NDArray[np.bool_]
     operations: Integers | None
     """(rows, 2) AutoAugment's operations as rows of its table; None without AutoAugment."""
+    augmix: AugMixDraws | None = None
+    noise: NoiseDraws | None = None
 
     def of(self, indices: Integers) -> "Draws":
         """The rows of these samples, in this order."""
-        operations = None if self.operations is None else self.operations[indices]
-        return Draws(top=self.top[indices], left=self.left[indices], flip=self.flip[indices], operations=operations)
+        return Draws(
+            top=self.top[indices],
+            left=self.left[indices],
+            flip=self.flip[indices],
+            operations=self.operations[indices] if self.operations is not None else None,
+            augmix=self.augmix.of(indices) if self.augmix else None,
+            noise=self.noise.of(indices) if self.noise else None,
+        )
 
 
 def draw(seed: int, epoch: int, rows: int, config: AugmentConfig) -> Draws:
     """All sample-level draws of an epoch, for a full array of this many rows."""
     offsets = integers(words(seed, "crop", epoch, rows, 2), 2 * config.crop_padding + 1)
     flip = (uniform(words(seed, "flip", epoch, rows)[:, 0]) < 0.5) & config.flip
-    operations = draw_operations(seed, epoch, rows) if config.autoaugment == "cifar10" else None
-    return Draws(top=offsets[:, 0], left=offsets[:, 1], flip=flip, operations=operations)
+    return Draws(
+        top=offsets[:, 0],
+        left=offsets[:, 1],
+        flip=flip,
+        operations=draw_operations(seed, epoch, rows) if config.autoaugment == "cifar10" else None,
+        augmix=draw_augmix(seed, epoch, rows, config.augmix_width, config.augmix_depth) if config.augmix_severity else None,
+        noise=draw_noise(seed, epoch, rows, config.noise_std) if config.noise_std else None,
+    )
 
 
 def augment(images: Tensor, draws: Draws, config: AugmentConfig) -> Tensor:
-    """Crop, flip, AutoAugment: (n, 3, H, W) uint8 to the same; draws has n rows, row i for image i."""
+    """Crop, flip, AutoAugment or AugMix, noise: (n, 3, H, W) uint8 to the same; draws has n rows, row i for image i."""
     images = crop_and_flip(images, draws, config.crop_padding)
-    if draws.operations is None:
-        return images
-    table = policy_table(*images.shape[2:], images.device)
-    for position in range(2):
-        images = apply_operations(images, draws.operations[:, position], table)
-    return images
+    if draws.operations is not None:
+        table = policy_table(*images.shape[2:], images.device)
+        for position in range(2):
+            images = apply_operations(images, draws.operations[:, position], table)
+    if draws.augmix:
+        images = augmix(images, draws.augmix, augmix_table(config.augmix_severity, *images.shape[2:], images.device))
+    return add_noise(images, draws.noise) if draws.noise else images
 
 
 def crop_and_flip(images: Tensor, draws: Draws, padding: int) -> Tensor:

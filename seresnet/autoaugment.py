@@ -94,12 +94,15 @@ def operation_table(operations: Sequence[tuple[str, float]], height: int, width:
     lookup = np.zeros((len(operations), 256), dtype=np.uint8)
     move = np.zeros(len(operations), dtype=np.int64)
     sources = [np.zeros(height * width, dtype=np.int64)]  # of what does not move: stacking needs one
+    known: dict[tuple[str, float], int] = {}
     for row, (name, value) in enumerate(operations):
         if kinds[row] == "lookup":
             lookup[row] = _lookup_row(name, value)
         elif kinds[row] == "affine":
-            move[row] = len(sources)
-            sources.append(_source(_fixed_point(_inverse_affine(name, value, height, width)), height, width))
+            if (name, value) not in known:
+                known[name, value] = len(sources)
+                sources.append(_source(_fixed_point(_inverse_affine(name, value, height, width)), height, width))
+            move[row] = known[name, value]
     upload = functools.partial(to_device, device=device or torch.device("cpu"))
     source = np.stack(sources)
     return OperationTable(

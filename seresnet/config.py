@@ -93,6 +93,14 @@ class AugmentConfig:
     crop_padding: int = _identity(4, "zero padding before the random crop; 0 = no crop", at_least=0, at_most=16)
     flip: bool = _identity(True, "random horizontal flip")
     autoaugment: Literal["none", "cifar10"] = _identity("cifar10", "AutoAugment policy (Cubuk et al. 2019)")
+    augmix_severity: int = _identity(
+        0, "AugMix (Hendrycks et al. 2020) without its JSD loss: strength, the paper's is 3; 0 = none", at_least=0, at_most=10
+    )
+    augmix_width: int = _identity(3, "chains of operations that AugMix mixes with the image", at_least=1, at_most=8)
+    augmix_depth: int | None = _identity(None, "operations in each chain; unset = 1 to 3, drawn for each", at_least=1, at_most=8)
+    noise_std: float = _identity(
+        0.0, "Gaussian noise on pixels in [0, 1], its std drawn up to this for each image; 0 = none", at_least=0, at_most=1
+    )
     mix_prob: float = _identity(1.0, "probability that a batch is mixed at all", at_least=0, at_most=1)
     cutmix_share: float = _identity(0.5, "share of CutMix among mixed batches, the rest is MixUp", at_least=0, at_most=1)
     mixup_alpha: float = _identity(1.0, "Beta(alpha, alpha) of MixUp's lambda", above=0)

@@ -238,6 +238,10 @@ def _joint_problems(config: RunConfig) -> Iterator[tuple[tuple[str, ...], str]]:
         # One spelling only: another order would be the same network under another run id.
         problem = f"{show_value(wanted)} is not in ascending order, each stage once. Write {show_value(tuple(sorted(set(wanted))))}."
         yield ("model.attention_at",), problem
+    if config.augment.augmix_severity and config.augment.autoaugment != "none":
+        problem = f"augment.augmix_severity {config.augment.augmix_severity} is set beside augment.autoaugment"
+        problem = f"{problem} {config.augment.autoaugment}. Set augment.autoaugment: none, or augment.augmix_severity: 0."
+        yield ("augment.augmix_severity", "augment.autoaugment"), problem
 
     yield from _schedule_problems(config.optim, horizon)
 

@@ -28,10 +28,24 @@ def words(seed: int, purpose: str, epoch: int, rows: int, columns: int = 1) -> W
     Ask for a row per index in the full array and select afterwards, so that a subset sees the same draws as the whole.
     Draws that belong to a step, not to an epoch, pass the global step as epoch under a purpose of their own.
     """
-    key = hashlib.sha256(canonical_json([RANDOMNESS_SCHEMA, seed, purpose, epoch]).encode()).digest()[:16]
-    philox = np.random.Philox(key=int.from_bytes(key, "little"), counter=0)
-    raw: Words = philox.random_raw(rows * columns)
+    raw: Words = _philox(seed, purpose, epoch).random_raw(rows * columns)
     return raw.reshape(rows, columns)
+
+
+def some_words(seed: int, purpose: str, epoch: int, rows: npt.NDArray[np.int64], columns: int) -> Words:
+    """words(...)[rows] without the table's other rows, for tables too large to be made whole. columns: a multiple of 4."""
+    assert columns % 4 == 0, f"{columns} columns: a row must begin with a block of the cipher, which is 4 words"
+    philox, raw, position = _philox(seed, purpose, epoch), np.empty((len(rows), columns), dtype=np.uint64), 0
+    for place, row in enumerate(rows.tolist()):
+        philox.advance(row * columns // 4 - position)
+        raw[place] = philox.random_raw(columns)
+        position = (row + 1) * columns // 4
+    return raw
+
+
+def _philox(seed: int, purpose: str, epoch: int) -> np.random.Philox:
+    key = hashlib.sha256(canonical_json([RANDOMNESS_SCHEMA, seed, purpose, epoch]).encode()).digest()[:16]
+    return np.random.Philox(key=int.from_bytes(key, "little"), counter=0)
 
 
 def permutation(raw: Words) -> Integers:
@@ -57,6 +71,14 @@ def beta(raw: Words, alpha: float) -> Floats:
         return uniform(raw)
     special = _scipy_special(f"Beta({alpha:g}, {alpha:g}), asked for by augment.mixup_alpha or augment.cutmix_alpha,")
     return np.asarray(special.betaincinv(alpha, alpha, _open_uniform(raw)), dtype=np.float64)
+
+
+def shares(raw: Words) -> Floats:
+    """Dirichlet(1, ..., 1): (n, k - 1) words -> (n, k) shares that sum to 1, the gaps between k - 1 sorted uniforms and the ends.
+
+    Not -log(u), normalised: a logarithm's last bit differs between processors, sorting and subtracting do not.
+    """
+    return np.diff(np.sort(uniform(raw), axis=1), axis=1, prepend=0.0, append=1.0)
 
 
 def uniform_like(seed: int, name: str, shape: tuple[int, ...], bound: float) -> npt.NDArray[np.float32]:

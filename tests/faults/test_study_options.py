@@ -1,4 +1,4 @@
-"""What the study varies, killed and resumed with the same bits: attention, bottlenecks, stochastic depth, restarts, clipping, averages."""
+"""What the study varies, killed and resumed with the same bits: attention, bottlenecks, stochastic depth, AugMix, noise, SGDR, averages."""
 
 from collections.abc import Generator
 from pathlib import Path
@@ -12,6 +12,7 @@ from seresnet.run_folder import RunFolder, TrainResult
 
 #: All options that keep or draw something of their own, in one run. Its rates go up again at epochs 3 and 5.
 OPTIM = {"ema_decay": 0.9, "schedule": "restarts", "restart_epochs": 1, "clip_norm": 0.5, "decay_on": "weights", "nesterov": True}
+AUGMENT = {"autoaugment": "none", "augmix_severity": 3, "noise_std": 0.1}
 MODEL = {"block": "bottleneck", "drop_path": 0.5}
 
 
@@ -20,6 +21,7 @@ def varied(folder: Path, digits_dir: Path, ranks: int, attention: str) -> Path:
     path = ring.tiny_config(folder, digits_dir, ranks)
     config = yaml.safe_load(path.read_text())
     config["optim"] |= OPTIM
+    config["augment"] |= AUGMENT
     config["model"] |= MODEL | {"attention": attention}
     path.write_text(yaml.safe_dump(config))
     return path
@@ -41,10 +43,10 @@ def test_killed_and_resumed_every_option_has_the_same_bits(digits_dir: Path, tmp
     (result,) = ring.together([killed_and_resumed(tmp_path / "killed", digits_dir, ranks, attention)])
     assert result.state_digest == undisturbed.state_digest, f"{attention}: the state differs"
     assert (result.last_test_loss, result.confusion) == (undisturbed.last_test_loss, undisturbed.confusion)
-    report(f"{attention}, bottlenecks, stochastic depth, restarts, {ranks} ranks", "1 kill", "digests equal")
+    report(f"{attention}, bottlenecks, stochastic depth, AugMix, noise, restarts, {ranks} ranks", "1 kill", "digests equal")
 
 
-def test_two_ranks_drop_the_same_blocks_of_the_same_images_as_one(digits_dir: Path, tmp_path: Path) -> None:
+def test_two_ranks_augment_and_drop_the_blocks_of_the_same_images_as_one(digits_dir: Path, tmp_path: Path) -> None:
     losses = {}
     for ranks in (1, 2):
         config = varied(tmp_path / str(ranks), digits_dir, ranks, "eca")

@@ -232,3 +232,15 @@ def test_batches_on_a_gpu_are_the_cpus_from_wherever_they_come_and_nothing_waits
         expected = alone.micro_batch(*place)
         torch.testing.assert_close(batch.images.cpu(), expected.images)
         assert torch.equal(batch.labels.cpu(), expected.labels) and np.array_equal(batch.indices, expected.indices), place
+
+
+@pytest.mark.parametrize(("micro_batch_size", "share"), [(48, {}), (8, {}), (8, {"rank": 1, "ranks": 2})])
+def test_augmix_and_noise_of_a_sample_depend_neither_on_micro_batches_nor_on_ranks(arrays, micro_batch_size, share):
+    run = config(autoaugment="none", augmix_severity=3, noise_std=0.1, mix_prob=0)
+    planar = torch.from_numpy(arrays.train_images.transpose(0, 3, 1, 2).copy())
+    expected = normalise(augment(planar, draw(5, 1, 200, run.augment), run.augment), torch.full((3,), 0.4), torch.full((3,), 0.2))
+    run = replace(run, train=replace(run.train, micro_batch_size=micro_batch_size))
+    made = batches(run, arrays, **share)
+    for place in places(range(48 // micro_batch_size), epochs=(1,)):
+        batch = made.micro_batch(*place)
+        assert torch.equal(batch.images, expected[torch.from_numpy(batch.indices)]), place

@@ -8,7 +8,7 @@ import torch
 
 from seresnet import randomness
 from seresnet.errors import ToolkitError
-from seresnet.randomness import beta, integers, permutation, uniform, uniform_like, words
+from seresnet.randomness import beta, integers, permutation, shares, some_words, uniform, uniform_like, words
 
 MASK = 2**64 - 1
 
@@ -45,6 +45,11 @@ def test_known_words_never_change():
 
 def test_more_rows_leave_the_first_rows_as_they_were():
     assert np.array_equal(words(0, "flip", 1, 1000, 3)[:10], words(0, "flip", 1, 10, 3))
+
+
+def test_some_rows_are_the_rows_of_the_whole_table_in_any_order():
+    rows = np.array([3, 999, 0, 7, 7, 8])
+    assert np.array_equal(some_words(5, "noise.pixels", 2, rows, 12), words(5, "noise.pixels", 2, 1000, 12)[rows])
 
 
 @pytest.mark.parametrize("other", [(1, "a", 0), (0, "b", 0), (0, "a", 1)])
@@ -109,6 +114,18 @@ def test_beta_has_the_moments_of_the_symmetric_beta_distribution(alpha):
     variance = 1 / (4 * (2 * alpha + 1))
     assert abs(values.mean() - 0.5) < 4 * np.sqrt(variance / 40_000), values.mean()
     assert values.var() == pytest.approx(variance, rel=0.02)
+
+
+def test_shares_are_the_gaps_between_sorted_uniforms_and_follow_the_flat_dirichlet():
+    raw = words(0, "s", 0, 40_000, 3)
+    found = shares(raw)
+    ends = np.sort(np.concatenate([np.zeros((40_000, 1)), uniform(raw), np.ones((40_000, 1))], axis=1), axis=1)
+    assert np.array_equal(found, ends[:, 1:] - ends[:, :-1])
+    assert np.abs(found.sum(axis=1) - 1).max() < 1e-15
+    # A share of four has the distribution function 1 - (1 - x)^3.
+    distance = np.abs(1 - (1 - np.sort(found, axis=0)) ** 3 - (np.arange(40_000)[:, None] + 0.5) / 40_000).max()
+    assert distance < 1.95 / 200, distance  # Kolmogorov-Smirnov, 0.1 %
+    assert shares(words(0, "s", 0, 2, 0)).tolist() == [[1.0], [1.0]]
 
 
 def test_without_scipy_only_other_alphas_than_one_are_refused_and_the_message_names_the_keys(monkeypatch):
