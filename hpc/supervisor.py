@@ -56,7 +56,7 @@ def run_task(
             pack.run()
     finally:
         sampler.stop()
-        mirror.stop()
+        mirror.stop(told.should_stop)
     code = _exit_code(told, run_ids, pack)
     log.info("task=%s code=%d stop=%s", task, code, stop.signal_name)
     if team is not None:
