@@ -252,7 +252,8 @@ class Mirror:
                 if what == "offline":
                     self.mode, self.why = "offline", f"W&B cannot be used ({mirror_process.one_line(error)}); later {mirror_process.LATER}"
                     log.warning("W&B: offline: %s", self.why)
-                    self._drop_lock(published)
+                    self._forget_core()  # it still holds the run's id
+                    self._drop_locks()
                 elif what == "new core" and published.restarts < _MOST_RESTARTS:
                     # Slurm's SIGTERM kills wandb-core at once, and `log` raises what is no wandb.Error (seen).
                     published.restarts += 1
@@ -271,10 +272,11 @@ class Mirror:
         else:
             published.state.note(mode="off", is_over=True, why=why)
 
-    def _drop_lock(self, published: Published) -> None:
-        if published.lock is not None:
-            published.lock.close()
-            published.lock = None
+    def _drop_locks(self) -> None:
+        for published in self.runs:
+            if published.lock is not None:
+                published.lock.close()
+                published.lock = None
 
     def _forget_core(self) -> None:
         """Drop the dead core and every W&B run that it held: the next look publishes them again, from the record."""
@@ -283,7 +285,8 @@ class Mirror:
         for published in self.runs:
             published.run = None
         mirror_end.kill_children()
-        with contextlib.suppress(Exception), self.stop.within(mirror_end.CALL_LIMIT_S):
+        # SystemExit: wandb leaves with the code of a core that was killed (seen).
+        with contextlib.suppress(Exception, SystemExit), self.stop.within(mirror_end.CALL_LIMIT_S):
             wandb.teardown()
 
     # --- what status shows ---

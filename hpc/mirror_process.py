@@ -55,7 +55,7 @@ def _is_secret(name: str, value: str) -> bool:
 
 
 def clean_environment(environ: MutableMapping[str, str], scratch: Path) -> None:
-    """Drop what must not reach W&B or would steer it; send its caches to scratch, because jobs write nothing under HOME."""
+    """Drop what must not reach W&B or would steer it; send its caches and temporary files to scratch, because jobs write nothing under HOME."""
     kept = without_secrets(environ)
     for name in list(environ):
         if name not in kept or (name.startswith("WANDB_") and name not in _KEPT_WANDB):
@@ -63,6 +63,7 @@ def clean_environment(environ: MutableMapping[str, str], scratch: Path) -> None:
     for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
         environ.setdefault(name, str(scratch / name.lower()))
     environ["WANDB_ERROR_REPORTING"] = "false"
+    environ["TMPDIR"] = tempfile.tempdir = str(scratch)  # wandb leaves folders and a socket behind (seen)
 
 
 def choose_mode(wanted: WandbMode, environ: Mapping[str, str]) -> tuple[Mode, str]:

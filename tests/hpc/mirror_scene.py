@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_sweep import FakeSweep
+from fake_sweep import FakeSweep, record
+from wandb_stub import ServerRun, Stub
 
+from hpc import mirror_rows
 from hpc.mirror_end import children
+from hpc.mirror_state import MirrorState
 from seresnet.run_folder import RunFolder
 
 linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds wandb-core through /proc, which only Linux has")
@@ -45,11 +48,10 @@ def run_mirror(sweep: FakeSweep, *arguments: str, **more: str) -> str:
 def records(folder: RunFolder) -> list[dict[str, Any]]:
     """Every record of every offline file of the run, oldest file first."""
     found: list[dict[str, Any]] = []
-    for path in sorted((folder.path / "wandb").glob("offline-run-*/*.wandb")):
+    env = environment(folder.path.parent.parent / "home")
+    for path in offline_files(folder):
         command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=60, check=True, env=environment(folder.path.parent.parent / "home")
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, env=env)
         found += [json.loads(line) for line in done.stdout.splitlines()]
     return found
 
@@ -97,3 +99,25 @@ def kill(process: "subprocess.Popen[str]", *, with_core: bool) -> None:
     for core in cores if with_core else ():
         os.kill(core, signal.SIGKILL)
     process.communicate(timeout=30)
+
+
+def server_run(stub: Stub, sweep: FakeSweep, arm: str = "se", seed: int = 0) -> ServerRun:
+    return stub.runs[f"{sweep.ids[arm, seed]}-{sweep.plan.salt}"]
+
+
+def has_rows(stub: Stub, count: int) -> bool:
+    return any(len(run.lines) >= count for run in list(stub.runs.values()))
+
+
+def assert_rows_equal_the_record(stub: Stub, sweep: FakeSweep, epochs: int) -> None:
+    run = server_run(stub, sweep)
+    assert run.steps == list(range(1, epochs + 1)), run.steps
+    for row in run.rows:
+        expected = mirror_rows.row(record("se", 0, row["_step"], sweep.epochs, int(row["attempt"])))
+        assert {name: row[name] for name in expected} == pytest.approx(expected)
+
+
+def state_of(folder: RunFolder) -> MirrorState:
+    state = MirrorState.read(folder)
+    assert state is not None
+    return state

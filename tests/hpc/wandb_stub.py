@@ -9,9 +9,11 @@ import argparse
 import contextlib
 import gzip
 import json
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
@@ -124,7 +126,9 @@ class Stub:
     def __init__(self, port: int = 0) -> None:
         self.books, self.lock = Books(), threading.Lock()
         self.behaviour = "ok"
+        self.after_first = "ok"  # its behaviour once it was asked whether it is there
         self.port = port
+        self._config = Path(tempfile.mkdtemp(prefix="wandb-stub-"))
         self._http: ThreadingHTTPServer | None = None
         self.come_back()
 
@@ -146,6 +150,12 @@ class Stub:
         for connection in list(http.open_connections):  # type: ignore[attr-defined]
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Go away for good."""
+        self.behaviour = "ok"
+        self.go_away()
+        shutil.rmtree(self._config, ignore_errors=True)
 
     def come_back(self) -> None:
         """Listen again, at the same port, with what was known before."""
@@ -177,8 +187,9 @@ class Stub:
         threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
     def environment(self, key: str = "a" * 40) -> dict[str, str]:
-        """What makes the real client talk to this server."""
-        return {"WANDB_BASE_URL": self.url, "WANDB_API_KEY": key}
+        """What makes the real client talk to this server, and send rows after 0.3 s and not 15."""
+        (self._config / "settings").write_text("[default]\nx_file_stream_transmit_interval = 0.3\n")
+        return {"WANDB_BASE_URL": self.url, "WANDB_API_KEY": key, "WANDB_CONFIG_DIR": str(self._config)}
 
     def answer(self, path: str, body: bytes) -> tuple[int, dict[str, Any], str]:
         """(status, answer, what it was) of a POST."""
@@ -216,6 +227,8 @@ def _handler(stub: Stub) -> type[BaseHTTPRequestHandler]:
             if self.path == "/_stub":
                 return self._send(200, json.dumps({**asdict(stub.books), "behaviour": stub.behaviour}).encode())
             self._misbehave_or(200, {"answer": "a stub"}, b"", "GET")
+            if stub.after_first != "ok":
+                stub.behaviour = stub.after_first
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -281,8 +294,7 @@ def serving() -> Iterator[Stub]:
         yield stub
         assert not stub.books.faults, stub.books.faults
     finally:
-        stub.behaviour = "ok"
-        stub.go_away()
+        stub.close()
 
 
 def look(url: str) -> Books:
