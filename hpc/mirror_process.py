@@ -38,9 +38,16 @@ _SECRET_VALUE = re.compile(
 )
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")  # may hold a password, and without them there is no way to the server
 
-#: WANDB_* that say how to reach a server or where caches go. The others (RUN_ID, RESUME, DIR, SERVICE, ...) are meant for somebody
+#: WANDB_* that say how to reach a server, how often to send rows (15 s), or where caches go. The others (RUN_ID, RESUME, DIR, SERVICE, ...) are meant for somebody
 #: else's run: WANDB_SERVICE leaks through sbatch into jobs and breaks init (seen).
-_KEPT_WANDB = ("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR")
+_KEPT_WANDB = (
+    "WANDB_API_KEY",
+    "WANDB_BASE_URL",
+    "WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL",
+    "WANDB_CACHE_DIR",
+    "WANDB_CONFIG_DIR",
+    "WANDB_DATA_DIR",
+)
 
 
 def without_secrets(environ: Mapping[str, str]) -> dict[str, str]:
@@ -55,7 +62,7 @@ def _is_secret(name: str, value: str) -> bool:
 
 
 def clean_environment(environ: MutableMapping[str, str], scratch: Path) -> None:
-    """Drop what must not reach W&B or would steer it; send its caches and temporary files to scratch, because jobs write nothing under HOME."""
+    """Drop what must not reach W&B or would steer it. Its caches and temporary files go to scratch: jobs write nothing under HOME."""
     kept = without_secrets(environ)
     for name in list(environ):
         if name not in kept or (name.startswith("WANDB_") and name not in _KEPT_WANDB):

@@ -96,7 +96,7 @@ class StateFile:
         if not is_news and age < (WRITE_EVERY_S if after != before else BEAT_S):
             return
         self._last, self._written = after, time.monotonic()
-        if after.mode == "offline" and self._is_taken():
+        if after.mode == "offline" and self._is_taken(after.epoch):
             return
         with contextlib.suppress(OSError):
             after.signed(self._owner).write(self._folder)
@@ -107,11 +107,12 @@ class StateFile:
         if found is not None and not found.is_over and mode in ("online", "offline"):
             self.note(mode=mode, epoch=epoch, address=found.address, is_over=True)
 
-    def _is_taken(self) -> bool:
-        """Whether a mirror on a login node uploads what we keep offline: then its word is the better one."""
+    def _is_taken(self, epoch: int) -> bool:
+        """Whether a mirror on a login node uploads what we keep offline, or has done so: then its word is the better one."""
         theirs = MirrorState.read(self._folder)
-        is_other = theirs is not None and (theirs.pid, theirs.host) != (self._owner.pid, self._owner.host)
-        return theirs is not None and is_other and theirs.mode == "online" and theirs.lives(self._owner, time.time())
+        if theirs is None or theirs.mode != "online":
+            return False
+        return theirs.lives(self._owner, time.time()) or (theirs.is_over and theirs.epoch >= epoch)
 
 
 def state_path(folder: RunFolder) -> Path:

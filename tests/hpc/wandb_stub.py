@@ -9,11 +9,9 @@ import argparse
 import contextlib
 import gzip
 import json
-import shutil
 import signal
 import socket
 import sys
-import tempfile
 import threading
 import time
 import urllib.request
@@ -128,7 +126,6 @@ class Stub:
         self.behaviour = "ok"
         self.after_first = "ok"  # its behaviour once it was asked whether it is there
         self.port = port
-        self._config = Path(tempfile.mkdtemp(prefix="wandb-stub-"))
         self._http: ThreadingHTTPServer | None = None
         self.come_back()
 
@@ -155,7 +152,6 @@ class Stub:
         """Go away for good."""
         self.behaviour = "ok"
         self.go_away()
-        shutil.rmtree(self._config, ignore_errors=True)
 
     def come_back(self) -> None:
         """Listen again, at the same port, with what was known before."""
@@ -188,8 +184,7 @@ class Stub:
 
     def environment(self, key: str = "a" * 40) -> dict[str, str]:
         """What makes the real client talk to this server, and send rows after 0.3 s and not 15."""
-        (self._config / "settings").write_text("[default]\nx_file_stream_transmit_interval = 0.3\n")
-        return {"WANDB_BASE_URL": self.url, "WANDB_API_KEY": key, "WANDB_CONFIG_DIR": str(self._config)}
+        return {"WANDB_BASE_URL": self.url, "WANDB_API_KEY": key, "WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": "0.3"}
 
     def answer(self, path: str, body: bytes) -> tuple[int, dict[str, Any], str]:
         """(status, answer, what it was) of a POST."""
