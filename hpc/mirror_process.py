@@ -38,12 +38,11 @@ _SECRET_VALUE = re.compile(
 )
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")  # may hold a password, and without them there is no way to the server
 
-#: WANDB_* that say how to reach a server, how often to send rows (15 s), or where caches go. The others (RUN_ID, RESUME, DIR, SERVICE, ...) are meant for somebody
+#: WANDB_* that say how to reach a server or where caches go. The others (RUN_ID, RESUME, DIR, SERVICE, ...) are meant for somebody
 #: else's run: WANDB_SERVICE leaks through sbatch into jobs and breaks init (seen).
 _KEPT_WANDB = (
     "WANDB_API_KEY",
     "WANDB_BASE_URL",
-    "WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL",
     "WANDB_CACHE_DIR",
     "WANDB_CONFIG_DIR",
     "WANDB_DATA_DIR",
@@ -97,6 +96,19 @@ def mode_without_asking(wanted: WandbMode, environ: Mapping[str, str]) -> tuple[
     if not has_key(environ, server):
         return "offline", f"no key: set WANDB_API_KEY or run `wandb login`; then {LATER}"
     return "online", f"there is a key for {server}"
+
+
+def plan_line(wanted: WandbMode, environ: Mapping[str, str]) -> str:
+    """What a launch says of W&B. Its machine is not the one that trains: whether that has the package and a network is seen there."""
+    asked = environ.get("WANDB_MODE") if wanted == "auto" else None
+    if "disabled" in (wanted, asked):
+        return "W&B: disabled"
+    if "offline" in (wanted, asked):
+        return f"W&B: offline; later {LATER}"
+    server = server_of(environ)
+    if not has_key(environ, server):
+        return f"W&B: offline: no key: set WANDB_API_KEY or run `wandb login`, or later {LATER}"
+    return f"W&B: online where {server} answers, else offline"
 
 
 def server_of(environ: Mapping[str, str]) -> str:

@@ -14,7 +14,7 @@ from mirror_scene import (
     assert_rows_equal_the_record,
     cores_of,
     environment,
-    has_rows,
+    has_open,
     is_running,
     linux_only,
     offline_files,
@@ -76,7 +76,7 @@ def test_a_server_that_goes_away_while_it_is_written_to_keeps_nobody_and_is_repa
         process = start(sweep, "--follow", "--runs", "se-seed0", "--finish-timeout", "3", **stub.environment())
         following[how] = stub, sweep, process
     for how, (stub, sweep, _) in following.items():
-        wait_for(lambda: has_rows(stub, 3))  # noqa: B023
+        wait_for(lambda: has_open(stub))  # noqa: B023
         misbehave(stub, how)
         sweep.finish("se", 0)
     asked = time.monotonic()
@@ -100,7 +100,7 @@ def test_an_upload_while_a_node_without_network_still_writes_wins(tmp_path: Path
     on_node = start(sweep, "--follow", "--runs", "se-seed0")
     wait_for(lambda: offline_files(sweep.of("se", 0)))
     on_login_node = start(sweep, "--follow", "--runs", "se-seed0", **stub.environment())
-    wait_for(lambda: has_rows(stub, 3))
+    wait_for(lambda: has_open(stub))
     sweep.finish("se", 0)
     for process in (on_node, on_login_node):
         output, _ = process.communicate(timeout=60)
@@ -118,7 +118,7 @@ def test_four_packed_runs_are_four_runs_of_the_server_and_one_core(tmp_path: Pat
     for arm, seed in sweep.ids:
         sweep.train(arm, seed, range(1, 4))
     following = start(sweep, "--follow", **stub.environment())
-    wait_for(lambda: len([run for run in stub.runs.values() if len(run.lines) == 3]) == 4)
+    wait_for(lambda: has_open(stub, 4))
     cores = cores_of(following.pid)
     sweep.finish_all()
     output, _ = following.communicate(timeout=60)
@@ -141,7 +141,7 @@ def test_no_planted_secret_is_in_any_request_or_file_while_it_runs_or_after(tmp_
     sweep, key = FakeSweep(tmp_path, seeds=1), "0123456789" * 4
     sweep.train("se", 0, range(1, 4))
     following = start(sweep, "--follow", "--runs", "se-seed0", **SECRETS, **stub.environment(key))
-    wait_for(lambda: has_rows(stub, 3))
+    wait_for(lambda: has_open(stub))
     words = [b"pl4nted", b"feedface" * 5, key.encode()]
 
     def hits() -> list[str]:
@@ -208,7 +208,7 @@ def test_a_frozen_core_is_replaced_within_the_time_that_is_left(tmp_path: Path, 
     env = environment(home, **stub.environment())
     following = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, pass_fds=(read,))
     os.close(read)
-    wait_for(lambda: has_rows(stub, 3))
+    wait_for(lambda: has_open(stub))
     (core,) = cores_of(following.pid)
     os.kill(core, signal.SIGSTOP)
     sweep.finish("se", 0) if is_end else sweep.train("se", 0, range(4, 6))

@@ -183,8 +183,8 @@ class Stub:
         threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
     def environment(self, key: str = "a" * 40) -> dict[str, str]:
-        """What makes the real client talk to this server, and send rows after 0.3 s and not 15."""
-        return {"WANDB_BASE_URL": self.url, "WANDB_API_KEY": key, "WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": "0.3"}
+        """What makes the real client talk to this server."""
+        return {"WANDB_BASE_URL": self.url, "WANDB_API_KEY": key}
 
     def answer(self, path: str, body: bytes) -> tuple[int, dict[str, Any], str]:
         """(status, answer, what it was) of a POST."""
