@@ -167,6 +167,7 @@ def test_a_key_in_the_config_or_a_name_is_not_sent(tmp_path: Path, stub: Stub) -
     assert state_of(sweep.of("se", 0)).mode == "off"
 
 
+@pytest.mark.slow  # wandb tries for 20 s
 def test_a_run_that_was_deleted_on_the_server_stays_deleted_with_one_warning(tmp_path: Path, stub: Stub) -> None:
     sweep = FakeSweep(tmp_path, seeds=1).finish_all()
     stub.books.deleted.append(f"{sweep.ids['se', 0]}-{sweep.plan.salt}")
