@@ -1,5 +1,6 @@
 """What a launch says: its plan in words, what a dry run would send, how it ended and which command comes next."""
 
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -131,7 +132,13 @@ def _notes(draft: Draft) -> list[str]:
         notes.append(f"note: {draft.problem}, so runs of earlier submissions count as queued")
     if draft.batches and not draft.is_started:
         notes += [f"note: the last smoke test failed: {line}" for line in trials.failures(draft.sweep)]
-    return [*_edit_notes(draft), *notes, *_code_notes(draft), *_left_notes(draft)]
+    return [*_edit_notes(draft), *notes, *_code_notes(draft), *_left_notes(draft), *_wandb_notes(draft)]
+
+
+def _wandb_notes(draft: Draft) -> list[str]:
+    from hpc import mirror_process
+
+    return [mirror_process.plan_line(draft.spec.wandb.mode, os.environ)] if draft.batches else []
 
 
 def _edit_notes(draft: Draft) -> list[str]:

@@ -1,127 +1,118 @@
-"""The surroundings of a mirror: a clean environment, the choice of online or offline, and an end that comes in time.
+"""The surroundings of a mirror: a clean environment, the choice of online or offline, and a lock a run.
 
-Imports no wandb. One invariant: whatever wandb does, this process is gone within a few seconds of being asked, and takes its core along.
+Imports no wandb. One invariant: no secret but the key of W&B itself is left in the environment that wandb and its core get.
 """
 
+import contextlib
 import fcntl
+import importlib.util
+import logging
 import netrc
 import os
 import re
-import signal
 import sys
+import tempfile
 import threading
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
-from types import FrameType
 from typing import IO, Literal
 
 from hpc.paths import WandbMode
+from seresnet.strict_yaml import hide_secrets
 
 Mode = Literal["online", "offline", "disabled"]
 
-#: The supervisor allows 8 s after SIGTERM (ADR 7); what is left is for killing a frozen core.
-STOP_WITHIN_S = 6.5
-
 ANSWER_WITHIN_S = 3.0
+
+LATER = "python -m hpc.mirror on this sweep uploads it"
 
 _DEFAULT_SERVER = "https://api.wandb.ai"
 
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-
-_SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|JWT|PRIVATE|(^|_)(API_?)?KEY$|(^|_)(AUTH|PAT)$", re.IGNORECASE)
+_SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|JWT|PRIVATE|(^|_)(API_?)?KEY$|(^|_)(AUTH|PAT)$", re.IGNORECASE)
+#: What keys and tokens begin with: GitHub, Hugging Face, OpenAI, AWS, Slack, Google, a JSON web token, a key file.
+_SECRET_VALUE = re.compile(
+    r"(?<![0-9A-Za-z])(gh[opsu]_\w{16}|github_pat_\w{16}|hf_\w{16}|sk-[\w-]{16}|AKIA[0-9A-Z]{16}|xox[abp]-\w{8}|AIza[\w-]{20}|eyJ[\w-]{16}"
+    r"|glpat-[\w-]{16})|-----BEGIN|://[^/\s:@]*:[^/\s@]+@"
+)
+_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")  # may hold a password, and without them there is no way to the server
 
 #: WANDB_* that say how to reach a server or where caches go. The others (RUN_ID, RESUME, DIR, SERVICE, ...) are meant for somebody
 #: else's run: WANDB_SERVICE leaks through sbatch into jobs and breaks init (seen).
-_KEPT_WANDB = ("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR")
-
-_LOOK_S = 0.2
-
-
-class Stop:
-    """Whether this process was asked to stop. A request also starts the clock that ends it by force."""
-
-    def __init__(self) -> None:
-        self.is_set = False
-        self._parent: int | None = None
-
-    def install(self, with_parent: bool) -> None:
-        """Let the stop signals ask, and with with_parent the parent's death; then unblock: children may start with them blocked."""
-        self._parent = os.getppid() if with_parent else None
-        for number in _STOP_SIGNALS:
-            signal.signal(number, self._handle)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
-        threading.Thread(target=self._watch, daemon=True).start()
-
-    def wait(self, seconds: float) -> bool:
-        """Sleep so long, or until asked to stop; True if asked."""
-        deadline = time.monotonic() + seconds
-        while not self.is_set and time.monotonic() < deadline:
-            time.sleep(_LOOK_S)
-        return self.is_set
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        # Nothing but a flag: an Event or a Timer takes locks that the interrupted code may hold.
-        self.is_set = True
-
-    def _watch(self) -> None:
-        while not self.is_set:
-            time.sleep(_LOOK_S)
-            self.is_set = self.is_set or (self._parent is not None and os.getppid() != self._parent)
-        time.sleep(STOP_WITHIN_S)
-        leave(0)
+_KEPT_WANDB = (
+    "WANDB_API_KEY",
+    "WANDB_BASE_URL",
+    "WANDB_CACHE_DIR",
+    "WANDB_CONFIG_DIR",
+    "WANDB_DATA_DIR",
+)
 
 
-def leave(code: int) -> None:
-    """End this process now. Its children go first: a frozen wandb-core would outlive it, and wandb's own exit would wait for it."""
-    for pid in _children():
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except OSError:
-            continue
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+def without_secrets(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment without what looks like a secret by its name or its value, but for the key of W&B."""
+    return {name: value for name, value in environ.items() if name == "WANDB_API_KEY" or not _is_secret(name, value)}
 
 
-def _children() -> list[int]:
-    """Pids of direct children; empty where /proc does not list them (macOS: wandb-core ends by itself when its parent is gone)."""
-    found: list[int] = []
-    for path in Path("/proc/self/task").glob("*/children"):
-        try:
-            found += map(int, path.read_text().split())
-        except OSError:
-            continue
-    return found
+def _is_secret(name: str, value: str) -> bool:
+    if _SECRET_NAME.search(name) or name == "SLURM_JWT":
+        return True
+    return name.upper() not in _PROXIES and bool(hide_secrets(value) != value or _SECRET_VALUE.search(value))
 
 
 def clean_environment(environ: MutableMapping[str, str], scratch: Path) -> None:
-    """Drop what must not reach W&B or would steer it; send its caches to scratch, because jobs write nothing under HOME."""
+    """Drop what must not reach W&B or would steer it. Its caches and temporary files go to scratch: jobs write nothing under HOME."""
+    kept = without_secrets(environ)
     for name in list(environ):
-        foreign = name.startswith("WANDB_") and name not in _KEPT_WANDB
-        secret = _SECRET.search(name) and name != "WANDB_API_KEY"
-        if foreign or secret or name == "SLURM_JWT":
+        if name not in kept or (name.startswith("WANDB_") and name not in _KEPT_WANDB):
             del environ[name]
     for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
         environ.setdefault(name, str(scratch / name.lower()))
     environ["WANDB_ERROR_REPORTING"] = "false"
+    environ["TMPDIR"] = tempfile.tempdir = str(scratch)  # wandb leaves folders and a socket behind (seen)
 
 
 def choose_mode(wanted: WandbMode, environ: Mapping[str, str]) -> tuple[Mode, str]:
-    """The mode to use, and why, as words for a log."""
+    """The mode to use, and why, as words for a log. Asks the server, for ANSWER_WITHIN_S at most."""
+    mode, why = mode_without_asking(wanted, environ)
+    if mode != "online":
+        return mode, why
+    server = server_of(environ)
+    if not answers(server):
+        return "offline", f"{server} does not answer within {ANSWER_WITHIN_S:.0f} s; later {LATER}"
+    return "online", f"{server} answers"
+
+
+def mode_without_asking(wanted: WandbMode, environ: Mapping[str, str]) -> tuple[Mode, str]:
+    """As choose_mode, as far as it can be said without a network: "online" is then what is tried."""
     asked = environ.get("WANDB_MODE")
     if wanted == "disabled" or (wanted == "auto" and asked == "disabled"):
         return "disabled", "the sweep or WANDB_MODE says so"
+    if importlib.util.find_spec("wandb") is None:
+        return "disabled", "the package wandb is not installed here"
     if wanted == "offline" or (wanted == "auto" and asked == "offline"):
         return "offline", "the sweep or WANDB_MODE says so"
-    server = environ.get("WANDB_BASE_URL") or _DEFAULT_SERVER
+    server = server_of(environ)
     if not has_key(environ, server):
-        return "offline", "no key: set WANDB_API_KEY or run `wandb login`, then run python -m hpc.mirror on this sweep to upload"
-    if not answers(server):
-        return "offline", f"{server} does not answer within {ANSWER_WITHIN_S:.0f} s; run python -m hpc.mirror on this sweep later to upload"
-    return "online", f"{server} answers"
+        return "offline", f"no key: set WANDB_API_KEY or run `wandb login`; then {LATER}"
+    return "online", f"there is a key for {server}"
+
+
+def plan_line(wanted: WandbMode, environ: Mapping[str, str]) -> str:
+    """What a launch says of W&B. Its machine is not the one that trains: whether that has the package and a network is seen there."""
+    asked = environ.get("WANDB_MODE") if wanted == "auto" else None
+    if "disabled" in (wanted, asked):
+        return "W&B: disabled"
+    if "offline" in (wanted, asked):
+        return f"W&B: offline; later {LATER}"
+    server = server_of(environ)
+    if not has_key(environ, server):
+        return f"W&B: offline: no key: set WANDB_API_KEY or run `wandb login`, or later {LATER}"
+    return f"W&B: online where {server} answers, else offline"
+
+
+def server_of(environ: Mapping[str, str]) -> str:
+    return environ.get("WANDB_BASE_URL") or _DEFAULT_SERVER
 
 
 def has_key(environ: Mapping[str, str], server: str) -> bool:
@@ -172,3 +163,28 @@ def lock(path: Path) -> IO[bytes] | None:
         return None
     except OSError:
         return file  # a file system without locks: one mirror a task is the rule anyway
+
+
+@contextlib.contextmanager
+def scratch(given: Path | None) -> Iterator[Path]:
+    """A folder for wandb's caches and logs; the supervisor gives one, and removes it when we cannot."""
+    if given is not None:
+        yield given
+        return
+    with tempfile.TemporaryDirectory(prefix="hpc-mirror-", ignore_cleanup_errors=True) as name:
+        yield Path(name)
+
+
+def log_to(say_fd: int | None) -> None:
+    """Everything to stdout; what the user should know also to the task's log."""
+    logging.raiseExceptions = False  # a closed log must not end the mirror
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
+    if say_fd is not None:
+        handlers.append(logging.StreamHandler(os.fdopen(say_fd, "w")))
+        handlers[-1].setLevel(logging.WARNING)
+    logging.basicConfig(level=logging.INFO, format="mirror: %(message)s", handlers=handlers)
+
+
+def one_line(error: BaseException) -> str:
+    """An error in one line of a log."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}".rstrip(": ")

@@ -123,6 +123,7 @@ class PackRunner:
         if stop_reason:
             self._mirror.ask_to_stop()  # together with the ranks: one after the other would not fit into the grace
         else:
+            self._mirror.keep_alive()
             self._start_what_fits()
         for attempt in list(self._live):
             ended = _poll(attempt, stop_reason)

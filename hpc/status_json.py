@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from hpc import mirror_state
 from hpc.progress_view import RunProgress
 from hpc.spent import totals
 from hpc.status_look import Look
@@ -25,6 +26,7 @@ def to_json(look: Look) -> dict[str, Any]:
         "low_gpu_use": list(look.low_use),
         "purge": list(look.purge),
         "done_time": look.done_time,
+        "wandb": {"mode": look.plan.wandb.mode, "runs": mirror_state.counts(list(look.wandb.values()))},
         "gpu_hours": hours.get("gpu", 0.0),
         "cpu_hours": hours.get("cpu", 0.0),
         "states": states,
@@ -62,5 +64,6 @@ def _run(look: Look, row: RunProgress) -> dict[str, Any]:
         "expected_start": job.start if job else None,
         "gpu_hours": hours.get("gpu", 0.0),
         "cpu_hours": hours.get("cpu", 0.0),
+        "wandb": mirror_state.to_json(look.wandb.get(run.run_id)),
         "log": str(run.folder.log.relative_to(look.sweep.path)),
     }

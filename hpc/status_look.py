@@ -8,14 +8,16 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from hpc import hold, low_use, purge, queues
+from hpc import hold, low_use, mirror_state, purge, queues
 from hpc.canceller import may_be_cancelled, refine, who_cancelled
 from hpc.forecast import likely_done
+from hpc.mirror_state import MirrorState, MirrorView
 from hpc.no_sweep import foreign_runs
 from hpc.paths import Plan, Submission, Submissions, SweepFolder, submission_id
 from hpc.progress_view import RunProgress, progress_of
 from hpc.spent import by_job_id
 from hpc.states import Queue, RunState, read_facts, run_states
+from seresnet import claims
 from seresnet.errors import ConfigError
 
 
@@ -33,6 +35,7 @@ class Look:
     low_use: tuple[str, ...] = ()  # one line a task whose GPUs idle
     purge: tuple[str, ...] = ()  # what the site will remove soon, because nobody opens it
     notes: tuple[str, ...] = ()
+    wandb: Mapping[str, MirrorView] = field(default_factory=dict)  # how runs stand with W&B, by run id, where anything was published
     done_time: float | None = None  # when what somebody has is likely done
 
     def submission(self, row: RunProgress) -> Submission | None:
@@ -91,6 +94,7 @@ def take(sweep: SweepFolder, memory: Memory | None = None, ask_every_s: float = 
         low_use=tuple(low_use.warnings(states, submissions, started, now)),
         purge=_purge(sweep, states, submissions, memory),
         notes=tuple(notes),
+        wandb=_wandb(rows, now),
         done_time=likely_done(rows, _at_a_time(plan, submissions), pending, now),
     )
 
@@ -103,6 +107,12 @@ def _purge(
         memory.purge = tuple(purge.warnings(sweep, states, submissions, time.time()))
         memory.purge_looked = time.monotonic()
     return memory.purge
+
+
+def _wandb(rows: Sequence[RunProgress], now: float) -> dict[str, MirrorView]:
+    here = claims.this_process({})
+    found = {row.run.run_id: (MirrorState.read(row.run.folder), row) for row in rows}
+    return {run_id: mirror_state.view(state, row.epoch, row.epoch_s, here, now) for run_id, (state, row) in found.items() if state}
 
 
 def _never_started(sweep: SweepFolder, states: Sequence[RunState], submissions: Sequence[Submission], queue: Queue) -> list[str]:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from rich.text import Text
 
+from hpc import mirror_state
 from hpc.paths import Plan, Submission, SweepFolder
 from hpc.pending import plain_reason
 from hpc.plan_view import count, state_style, states_text
@@ -106,11 +107,23 @@ def remarks(look: Look, *, has_notes: bool) -> list[str]:
         if row.run.state in ("failed", "cancelled", "lost"):
             lines += _ending_lines(row)
     lines += [f"{row.run.slug}: {row.run.note}" for row in look.rows if row.run.note]
+    lines += _wandb_lines(look)
     marked = [row.run.slug for row in look.rows if row.tier != "T1"]
     if marked:
         names = ", ".join(marked[:6]) + (", ..." if len(marked) > 6 else "")
         lines.append(f"tier T2, not bit for bit what its start was (run.yaml's marks say why): {names}")
     return lines + next_commands(look)
+
+
+def _wandb_lines(look: Look) -> list[str]:
+    """How the sweep stands with W&B, and the command that uploads what no mirror is going to."""
+    views = {row.run.slug: look.wandb[row.run.run_id] for row in look.rows if row.run.run_id in look.wandb}
+    line = mirror_state.line(look.plan.wandb.mode, views)
+    if line is None:
+        return []
+    is_at_rest = not any(row.run.state == "running" for row in look.rows)
+    upload = [f"    python -m hpc.mirror {shlex.quote(str(look.sweep.path))}"]
+    return [line, *(upload if is_at_rest and mirror_state.needs_upload(views) else [])]
 
 
 def next_commands(look: Look) -> list[str]:
@@ -175,16 +188,25 @@ def _columns(look: Look, is_ascii: bool) -> list[_Column]:
         _Column(head=_hours_head(look), rank=4, text=lambda row: _hours_cell(look, row)),
         _Column(head="tries", rank=3, text=lambda row: str(row.run.attempts)),
         _Column(head="node", rank=6, text=lambda row: (row.run.node or "-").partition(".")[0], is_number=False),
+        _Column(head="W&B", rank=9, text=lambda row: _wandb_cell(look, row), is_number=False),
     ]
+
+
+def _wandb_cell(look: Look, row: RunProgress) -> str:
+    view = look.wandb.get(row.run.run_id)
+    if view is None:
+        return "-"
+    return " ".join([f"behind {view.behind}" if view.word == "behind" else view.word, *([view.address] if view.address else [])])
 
 
 def _fitting(look: Look, rows: Sequence[RunProgress], width: int, longest_name: int, is_ascii: bool) -> list[_Column]:
     """Columns that fit beside the names, without those that say nothing here."""
-    idle = {"val %"} if all(row.val_top1_pct is None for row in rows) else set()
-    idle |= set() if any(row.trend for row in rows) else {"trend"}
-    columns = [column for column in _columns(look, is_ascii) if column.head not in idle]
+    silent = {"val %"} if all(row.val_top1_pct is None for row in rows) else set()
+    silent |= set() if any(row.trend for row in rows) else {"trend"}
+    silent |= {"W&B"} if not look.wandb else set()
+    columns = [column for column in _columns(look, is_ascii) if column.head not in silent]
     sizes = {column.head: max([len(column.head), *(len(column.text(row)) for row in rows)]) + _GAP for column in columns}
-    for rank in range(8, 0, -1):
+    for rank in range(9, 0, -1):
         if min(longest_name, max(_NAME, width // 4)) + sum(sizes[column.head] for column in columns) <= width:
             break
         columns = [column for column in columns if column.rank != rank]

@@ -57,7 +57,7 @@ def run_task(
         last_table.write_if_last(told)  # before the mirror is told to stop, which meanwhile publishes
     finally:
         sampler.stop()
-        mirror.stop()
+        mirror.stop(told.should_stop)
     code = _exit_code(told, run_ids, pack)
     log.info("task=%s code=%d stop=%s", task, code, stop.signal_name)
     if team is not None:

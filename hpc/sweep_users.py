@@ -102,7 +102,7 @@ def _launchers(sweep: SweepFolder) -> Iterator[str]:
 
 
 def _mirrors(sweep: SweepFolder) -> Iterator[str]:
-    for path in sorted(sweep.path.glob("*/wandb/mirror.lock")):
+    for path in sorted(sweep.path.glob("*/wandb/*.lock")):
         if locks.is_held(path):
             yield f"{path.parent.parent.name}: python -m hpc.mirror publishes it right now. Wait for it."
 

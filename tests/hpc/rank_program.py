@@ -4,7 +4,8 @@ in the environment's RANK_ACTS, a line or a semicolon each.
 `finish`, `exit N`, `kill` (itself, -9), `save` (a checkpoint with a higher step, then the next word), `serve` (until SIGTERM, then
 save and exit 75), `deaf` (ignores SIGTERM), `rank1:ACT` (that act for rank 1, and serve for the others), `fault` (a crash of the GPU),
 `freeze` (stops itself after a word of progress), `eat MB` (so much memory, then serve), `await PATTERN` (until the sweep has such a
-file, then the next word). Past the last line: finish. Moments at which a stop may come: `starting N` (N seconds before its handlers
+file, then the next word), `epochs N` (so many more epochs in the journal, a step each, covered by a checkpoint, then the next word).
+Past the last line: finish. Moments at which a stop may come: `starting N` (N seconds before its handlers
 are in, as importing torch is), `preparing` (nothing to save yet), `validating` (the epoch is durable, the rest is thrown away),
 `saving N` (the save takes N seconds). `hang`: five steps, then nothing, under the real watchdog. `starve`: until Python has no memory.
 """
@@ -17,7 +18,7 @@ import sys
 import time
 from pathlib import Path
 
-from seresnet import checkpoint_files
+from seresnet import checkpoint_files, journal
 from seresnet.durable import write_durably, write_json_durably
 from seresnet.run_folder import CheckpointName, RunFolder, RunRecord, TrainResult
 from seresnet.watchdog import Watchdog
@@ -47,13 +48,23 @@ def finish() -> None:
     leave(0, "finished")
 
 
-def save() -> None:
-    step = GENERATION * 10
+def save(step: int = GENERATION * 10) -> None:
     header = checkpoint_files.Header(generation=GENERATION, step=step)
     text = json.dumps({"__metadata__": checkpoint_files.metadata(header, {})}).encode()
     payload = len(text).to_bytes(8, "little") + text
     name = CheckpointName(generation=GENERATION, step=step, digest=checkpoint_files.digest_of(payload))
     write_durably(FOLDER.checkpoints / str(name), payload)
+
+
+def train(epochs: int) -> None:
+    done = max((record.epoch for record in journal.read(FOLDER)), default=0)
+    for epoch in range(done + 1, done + epochs + 1):
+        journal.append(FOLDER, journal.EpochRecord(
+            epoch=epoch, step=epoch, generation=GENERATION, lr=0.1, train_loss=1.0 / epoch, train_top1_pct=50.0, val_loss=None,
+            val_top1_pct=None, test_loss=1.0, test_top1_pct=50.0 + epoch, skipped_steps=0, seconds=1.0,
+            images_per_s=100.0, time=time.time(),
+        ))  # fmt: skip
+        save(epoch)
 
 
 def say_serving() -> None:
@@ -123,6 +134,9 @@ def act(words: list[str]) -> None:
     if words[0] == "save":
         save()
         act(words[1:])
+    elif words[0] == "epochs":
+        train(int(words[1]))
+        act(words[2:])
     elif words[0] == "eat":
         memory = [b"x" * (1 << 20) for _ in range(int(words[1]))]
         serve() if memory else None

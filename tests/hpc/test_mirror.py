@@ -3,105 +3,35 @@
 Files are read back with `wandb leet inspect --json`, wandb's own reader.
 """
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_sweep import FakeSweep, record
+from mirror_scene import core_of, environment, is_running, linux_only, offline_files, records, rows, run_mirror, start, steps, wait_for
 
-from hpc import mirror, mirror_process
+from hpc import mirror, mirror_process, mirror_rows
+from hpc.mirror_end import Stop
 from seresnet.config import RunConfig
-from seresnet.run_folder import RunFolder
 
 pytest.importorskip("wandb", reason="wandb is not installed: make setup")
-
-linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds wandb-core through /proc, which only Linux has")
-
-
-def environment(home: Path, **more: str) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB") and name not in ("NETRC", "HOME")}
-    return kept | {"HOME": str(home), "OMP_NUM_THREADS": "1"} | more
-
-
-def start(sweep: FakeSweep, *arguments: str, **more: str) -> "subprocess.Popen[str]":
-    home = sweep.folder.path.parent / "home"
-    home.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "hpc.mirror", str(sweep.folder.path), *arguments]
-    return subprocess.Popen(command, env=environment(home, **more), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def run_mirror(sweep: FakeSweep, *arguments: str, **more: str) -> str:
-    """Its output; it must end by itself, with 0."""
-    process = start(sweep, *arguments, **more)
-    output, _ = process.communicate(timeout=60)
-    print(output)  # shown by pytest when the test fails
-    assert process.returncode == 0, output
-    return output
-
-
-def records(folder: RunFolder) -> list[dict[str, Any]]:
-    """Every record of every offline file of the run, oldest file first."""
-    found: list[dict[str, Any]] = []
-    for path in sorted((folder.path / "wandb").glob("offline-run-*/*.wandb")):
-        command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, env=environment(folder.path.parent.parent))
-        found += [json.loads(line) for line in done.stdout.splitlines()]
-    return found
-
-
-def rows(folder: RunFolder) -> list[dict[str, Any]]:
-    return [entry["history"]["item"] for entry in records(folder) if entry["type"] == "history"]
-
-
-def steps(folder: RunFolder) -> list[int]:
-    return [int(row["_step"]) for row in rows(folder)]
-
-
-def wait_for(claim: Callable[[], Any], seconds: float = 30.0) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := claim()):
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.1)
-    return found
-
-
-def offline_files(folder: RunFolder) -> list[Path]:
-    return sorted((folder.path / "wandb").glob("offline-run-*/*.wandb"))
-
-
-def core_of(pid: int) -> int | None:
-    """The pid of the wandb-core that a mirror has started."""
-    for path in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, path.read_text().split()):
-            if "wandb-core" in Path(f"/proc/{child}/cmdline").read_text():
-                return child
-    return None
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except FileNotFoundError:
-        return False
 
 
 def test_every_epoch_of_a_finished_run_is_there_once_with_the_numbers_of_the_journal(tmp_path: Path) -> None:
     sweep = FakeSweep(tmp_path, seeds=1).finish_all()
     output = run_mirror(sweep)
-    assert output.startswith("mirror: mode=offline why=no key")
+    assert output.startswith("mirror: W&B: offline: no key")
     for arm in ("baseline", "se"):
         found = {int(row["_step"]): row for row in rows(sweep.of(arm, 0))}
         assert Counter(steps(sweep.of(arm, 0))) == Counter(range(1, 7))
         for epoch, row in found.items():
-            expected = mirror.row(record(arm, 0, epoch, 6))
+            expected = mirror_rows.row(record(arm, 0, epoch, 6))
             assert {name: row[name] for name in expected} == pytest.approx(expected), f"epoch {epoch}"
 
 
@@ -120,7 +50,8 @@ def test_a_run_is_named_grouped_and_configured_for_wandb(tmp_path: Path) -> None
     found = records(sweep.of("se", 0))
     run = next(entry["run"] for entry in found if entry["type"] == "run")
     assert run["run_id"] == f"{sweep.ids['se', 0]}-0a1b2c3d"
-    assert (run["project"], run["run_group"], run["display_name"]) == ("demo", "se", "se-seed0")
+    group = mirror_rows.group(sweep.of("se", 0), sweep.plan.runs[sweep.ids["se", 0]])
+    assert (run["project"], run["run_group"], run["display_name"]) == ("demo", group, "se-seed0")
     config = run["config"]["update"]
     assert (config["model"]["attention"], config["train"]["seed"], config["commit"][:4]) == ("se", 0, "0123")
     assert "threads" not in config["train"], "operational and numeric keys do not say what was computed"
@@ -148,8 +79,8 @@ def test_durable_records_follow_the_newest_checkpoint_of_the_newest_generation(t
     sweep.train("se", 0, range(1, 6), durable=5)
     sweep.train("se", 0, range(3, 5), generation=2, durable=4)
     folder = sweep.of("se", 0)
-    assert [entry.epoch for entry in mirror.durable_records(folder, is_finished=False)] == [1, 2, 3, 4]
-    assert [entry.epoch for entry in mirror.durable_records(folder, is_finished=True)] == [1, 2, 3, 4, 5]
+    assert [entry.epoch for entry in mirror_rows.durable_records(folder, is_finished=False)] == [1, 2, 3, 4]
+    assert [entry.epoch for entry in mirror_rows.durable_records(folder, is_finished=True)] == [1, 2, 3, 4, 5]
 
 
 def test_what_a_killed_mirror_left_is_replaced_not_doubled(tmp_path: Path) -> None:
@@ -231,7 +162,7 @@ def test_the_parents_death_ends_it(tmp_path: Path) -> None:
     code = "import subprocess, sys; print(subprocess.Popen(sys.argv[1:], stdout=2).pid, flush=True); sys.stdin.read()"
     command = [sys.executable, "-c", code, sys.executable, "-m", "hpc.mirror", str(sweep.folder.path), "--follow"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    parent = subprocess.Popen(command, env=environment(tmp_path), text=True, **pipes)  # type: ignore[call-overload]
+    parent = subprocess.Popen(command, env=environment(tmp_path / "home"), text=True, **pipes)  # type: ignore[call-overload]
     wait_for(lambda: offline_files(sweep.of("se", 0)))
     parent.kill()
     parent.communicate(timeout=12)  # its stderr ends when the mirror is gone, which holds the other end
@@ -249,6 +180,7 @@ class FakeServer:
         self.exits: list[int] = []
         self.summary: dict[str, Any] = {}
         self.started: dict[str, Any] = {}
+        self.id, self.url = "x", "http://server/entity/project/runs/x"
 
     def init(self, **arguments: Any) -> "FakeServer":
         self.started = arguments
@@ -257,13 +189,17 @@ class FakeServer:
     def log(self, row: dict[str, float], step: int, commit: bool) -> None:
         self.steps.append(step)
 
+    def status(self) -> None:
+        pass
+
     def finish(self, exit_code: int) -> None:
         self.exits.append(exit_code)
 
 
 def mirror_online(sweep: FakeSweep, wandb: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", wandb)
-    mirror.Mirror(sweep.folder, sweep.plan, [sweep.ids["se", 0]], "online").follow(mirror_process.Stop(), forever=False)
+    scratch = sweep.folder.path.parent
+    mirror.Mirror(sweep.folder, sweep.plan, [sweep.ids["se", 0]], "online", Stop(), scratch).follow(forever=False)
 
 
 @pytest.mark.parametrize(("known", "sent"), [(0, [1, 2, 3, 4, 5, 6]), (4, [5, 6]), (6, [])])
@@ -325,7 +261,7 @@ def test_no_secret_reaches_a_file_and_nothing_is_written_under_home(tmp_path: Pa
 
 def test_disabled_does_nothing(tmp_path: Path) -> None:
     sweep = FakeSweep(tmp_path, seeds=1).finish_all()
-    assert "mode=disabled" in run_mirror(sweep, WANDB_MODE="disabled")
+    assert "W&B: disabled" in run_mirror(sweep, WANDB_MODE="disabled")
     assert not list(sweep.folder.path.glob("*/wandb"))
 
 
@@ -368,6 +304,6 @@ def test_cleaning_drops_secrets_and_foreign_wandb_settings_and_keeps_the_rest(tm
 
 def test_config_holds_every_identity_key(tmp_path: Path) -> None:
     sweep = FakeSweep(tmp_path, seeds=1)
-    found = mirror.run_config(sweep.of("se", 0))
+    found = mirror_rows.run_config(sweep.of("se", 0))
     assert found["optim"].keys() == vars(RunConfig().optim).keys()
     assert found["run_id"] == sweep.ids["se", 0] and found["epochs"] == 6
