@@ -371,7 +371,7 @@ def test_ranks_die_with_a_supervisor_that_is_killed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("program", ["import sys; sys.exit(3)", "import time; time.sleep(600)"])
 def test_nothing_the_mirror_does_changes_the_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str) -> None:
-    monkeypatch.setattr("hpc.mirror_child.STOP_LIMIT_S", 0.5)
+    monkeypatch.setattr("hpc.mirror_child.END_LIMIT_S", 0.5)
     sweep = _sweep(tmp_path, "finish")
     plan = Plan.read(sweep)
     Plan(sweep="sweep", salt="0", arms=plan.arms, tasks=plan.tasks, runs=plan.runs, wandb=WandbSettings(mode="offline")).write(sweep)
