@@ -128,7 +128,11 @@ def main() -> int:
     args = parser.parse_args()
     chosen = ["disabled", *(name for name in args.variants.split(",") if name != "disabled")]
     with tempfile.TemporaryDirectory(prefix="bench-mirror-") as place:
-        found = {name: [train(Path(place) / f"{name}{turn}", name, args.epochs) for turn in range(args.rounds)] for name in chosen}
+        train(Path(place) / "warm-up", "disabled", 10)
+        found: dict[str, list[Trained]] = {name: [] for name in chosen}
+        for turn in range(args.rounds):
+            for name in chosen[:: -1 if turn % 2 else 1]:
+                found[name].append(train(Path(place) / f"{name}{turn}", name, args.epochs))
     plain, faults = found["disabled"], []
     for name, runs in found.items():
         ratios = [run.train_s / base.train_s for run, base in zip(runs, plain, strict=True)]
