@@ -156,6 +156,12 @@ def _augmentation(common: Settings) -> str:
         f"AutoAugment's {str(policy).upper().replace('CIFAR10', 'CIFAR-10')} policy (Cubuk et al., 2019)"
         if policy not in (None, "none")
         else "",
+        f"AugMix of severity {_say(common, 'augment.augmix_severity')} (Hendrycks et al., 2020)"
+        if common.get("augment.augmix_severity")
+        else "",
+        f"Gaussian noise with a deviation of up to {_say(common, 'augment.noise_std')} (Lopes et al., 2019)"
+        if common.get("augment.noise_std")
+        else "",
         _mixing(common),
     ]
     named = [part for part in parts if part]

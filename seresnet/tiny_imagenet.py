@@ -5,11 +5,14 @@ train/WNID/images/WNID_0.JPEG    val/images/val_0.JPEG, named by val/val_annotat
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from seresnet.archives import FileTree, Report
 from seresnet.array_file import LabelledImages
 from seresnet.errors import DataError
-from seresnet.images import ImageLayout, read_images
+
+if TYPE_CHECKING:
+    from seresnet.images import ImageLayout
 
 BASE_URL = "http://cs231n.stanford.edu"
 ARCHIVE = "tiny-imagenet-200.zip"
@@ -32,6 +35,8 @@ def official_files(path: Path, names: Sequence[str]) -> dict[str, str] | None:
 
 def read_official(tree: FileTree, files: Mapping[str, str], workers: int, report: Report) -> LabelledImages:
     """Classes are the WordNet ids, in their order. Raises DataError, naming the file."""
+    from seresnet.images import read_images  # pillow: a rank whose array is there does not need it
+
     annotations = next((load() for _, load in tree.read([files[_ANNOTATIONS]])), b"")
     layout = _layout(tree.path, files, annotations.decode("utf-8", "replace"))
     data = read_images(tree, layout, workers=workers, report=report)
@@ -52,7 +57,9 @@ def _is_needed(name: PurePosixPath) -> bool:
     return is_image and name.parts[0] in ("train", "val")
 
 
-def _layout(path: Path, files: Mapping[str, str], annotations: str) -> ImageLayout:
+def _layout(path: Path, files: Mapping[str, str], annotations: str) -> "ImageLayout":
+    from seresnet.images import ImageLayout
+
     train = {name: name.split("/")[1] for name in files if name.startswith("train/")}
     classes = tuple(sorted(set(train.values())))
     numbers = {name: number for number, name in enumerate(classes)}

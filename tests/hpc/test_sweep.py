@@ -272,7 +272,18 @@ def test_damaged_files_are_read_or_refused_with_a_place_but_never_crash(read: Re
 
 
 @pytest.mark.parametrize(
-    ("name", "arms", "runs"), [("baseline", 1, 1), ("seresnet", 1, 1), ("ablation", 11, 33), ("demo", 3, 5), ("cifar-small", 2, 4)]
+    ("name", "arms", "runs"),
+    [
+        ("baseline", 1, 1),
+        ("seresnet", 1, 1),
+        ("ablation", 15, 45),
+        ("demo", 3, 5),
+        ("cifar-small", 2, 4),
+        ("paper", 2, 10),
+        ("paper-1000", 1, 3),
+        ("fast", 2, 6),
+        ("attention", 11, 33),
+    ],
 )
 def test_shipped_config_expands(name: str, arms: int, runs: int) -> None:
     spec = read_sweep(ROOT / "configs" / f"{name}.yaml")
