@@ -55,7 +55,7 @@ def pattern(tmp_path_factory: pytest.TempPathFactory) -> FakeSweep:
     for arm in ("baseline", "se"):
         finish_with_checkpoints(sweep, arm, 0)
         (sweep.of(arm, 0).path / "profile").mkdir()
-        for number in range(150):
+        for number in range(60):
             (sweep.of(arm, 0).path / "profile" / f"{number}.json").write_text("x" * 5000)
     return sweep
 
