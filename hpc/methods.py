@@ -148,6 +148,10 @@ def _say(common: Settings, key: str) -> str:
     return f"{value:,}" if isinstance(value, int) else settings.text(value)
 
 
+def _when(common: Settings, key: str, words: str) -> str:
+    return words.format(_say(common, key)) if common.get(key) else ""
+
+
 def _augmentation(common: Settings) -> str:
     padding, policy = common.get("augment.crop_padding"), common.get("augment.autoaugment")
     parts = [
@@ -156,12 +160,8 @@ def _augmentation(common: Settings) -> str:
         f"AutoAugment's {str(policy).upper().replace('CIFAR10', 'CIFAR-10')} policy (Cubuk et al., 2019)"
         if policy not in (None, "none")
         else "",
-        f"AugMix of severity {_say(common, 'augment.augmix_severity')} (Hendrycks et al., 2020)"
-        if common.get("augment.augmix_severity")
-        else "",
-        f"Gaussian noise with a deviation of up to {_say(common, 'augment.noise_std')} (Lopes et al., 2019)"
-        if common.get("augment.noise_std")
-        else "",
+        _when(common, "augment.augmix_severity", "AugMix of severity {} (Hendrycks et al., 2020)"),
+        _when(common, "augment.noise_std", "Gaussian noise with a deviation of up to {} (Lopes et al., 2019)"),
         _mixing(common),
     ]
     named = [part for part in parts if part]
