@@ -16,7 +16,7 @@ from hpc.code_snapshot import snapshot_code
 from hpc.draft import Batch, Draft
 from hpc.launch_session import Session
 from hpc.paths import Plan, Submission, Submissions, next_number, next_set_aside, task_name
-from seresnet.config import to_dict
+from seresnet.config import to_dict, to_dict_as_before
 from seresnet.durable import fsync_folder, write_durably
 from seresnet.run_folder import RunRecord
 
@@ -111,11 +111,11 @@ def _write_run_yaml(session: Session, draft: Draft, run_id: str) -> None:
     folder = session.sweep.run_folder(run_id, draft.plan)
     for path in (folder.path, folder.attempts, folder.checkpoints, folder.metrics):
         path.mkdir(parents=True, exist_ok=True)
-    known = drafts.known_record(folder)
+    known, config = drafts.known_record(folder), draft.runs[run_id].config
     record = RunRecord(
         run_id=run_id,
         slug=draft.plan.runs[run_id].slug,
-        config=to_dict(draft.runs[run_id].config),
+        config=to_dict_as_before(config, known.config) if known else to_dict(config),
         pinned=known.pinned if known else None,
         marks=known.marks if known else (),
     )

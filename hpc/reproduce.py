@@ -21,7 +21,7 @@ from hpc.ranks import RankGroup, describe
 from seresnet import attempts, journal, prepare, provenance
 from seresnet.array_file import read_header
 from seresnet.checkpoint import find_runs
-from seresnet.config import RunConfig, to_dict
+from seresnet.config import RunConfig, to_dict_as_before
 from seresnet.config_file import config_from_dict
 from seresnet.errors import ConfigError, DataError
 from seresnet.exits import Exit
@@ -150,7 +150,7 @@ def _prepare(original: Original, runs_dir: Path | None) -> RunFolder:
     pattern = re.compile(rf"{re.escape(original.folder.path.resolve().name)}-(\d{{4}})")
     numbers = sorted(int(match[1]) for path in above.glob("*-????") if (match := pattern.fullmatch(path.name)))
     # Pinned as the original: other data are refused by training itself, and what else differs becomes a mark.
-    record = replace(original.record, config=to_dict(original.config), marks=())
+    record = replace(original.record, config=to_dict_as_before(original.config, original.record.config), marks=())
     for number in numbers[-1:]:
         folder = RunFolder(path=above / f"{original.folder.path.resolve().name}-{number:04d}")
         if not folder.result.exists() and folder.run_yaml.exists() and RunRecord.read(folder).config == record.config:

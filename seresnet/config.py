@@ -7,7 +7,7 @@ experiment, extendable keys say where to stop, operational keys change nothing t
 import hashlib
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import Any, Literal
@@ -186,6 +186,20 @@ def to_dict(config: RunConfig) -> dict[str, dict[str, Any]]:
         section, name = dotted.split(".")
         result.setdefault(section, {})[name] = list(value) if isinstance(value, tuple) else value
     return result
+
+
+def to_dict_as_before(config: RunConfig, before: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """As to_dict, without keys that `before`, an earlier to_dict of this run, lacks and that have their defaults now.
+
+    The code that wrote it does not know them and would refuse them: an older snapshot goes on with a run that a newer launcher sends.
+    """
+    found = to_dict(config)
+    for dotted, _, value, default in iter_keys(config):
+        section, name = dotted.split(".")
+        known = before.get(section)
+        if isinstance(known, Mapping) and name not in known and value == default:
+            del found[section][name]
+    return found
 
 
 def schedule_epochs(config: RunConfig) -> int:

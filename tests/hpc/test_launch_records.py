@@ -46,6 +46,20 @@ def test_a_pinned_section_and_marks_survive_a_relaunch(bench: Bench) -> None:
     assert record.config["train"]["checkpoint_every_s"] == 5
 
 
+def test_a_relaunch_adds_no_key_that_the_runs_own_code_does_not_know(bench: Bench) -> None:
+    bench.launch()
+    bench.listed = {}
+    folder = bench.run("se-s1")
+    record = RunRecord.read(folder)
+    old = {section: dict(keys) for section, keys in record.config.items()}
+    del old["augment"]["noise_std"]
+    replace(record, config=old).write(folder)
+    bench.launch("train.checkpoint_every_s=5")
+    found = RunRecord.read(folder).config
+    assert found["train"]["checkpoint_every_s"] == 5
+    assert "noise_std" not in found["augment"], "code/0001 may be older than the key, and would refuse it"
+
+
 def test_a_torn_run_yaml_is_written_again_if_its_run_never_started(bench: Bench) -> None:
     bench.launch()
     bench.listed = {}

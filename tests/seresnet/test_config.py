@@ -12,6 +12,7 @@ from seresnet import config as config_module
 from seresnet.config import (
     KeyClass,
     KeyRule,
+    ModelConfig,
     RunConfig,
     fitting_world_sizes,
     identity,
@@ -21,6 +22,8 @@ from seresnet.config import (
     run_id,
     schedule_epochs,
     slug,
+    to_dict,
+    to_dict_as_before,
 )
 from seresnet.config_file import config_from_dict
 
@@ -165,3 +168,11 @@ def test_numeric_keys_are_those_that_are_pinned() -> None:
 )
 def test_slug_is_safe_in_a_path_and_a_shell(text: str, safe: str) -> None:
     assert slug(text) == safe
+
+
+def test_a_config_for_older_code_has_no_key_that_it_does_not_know_unless_it_says_something() -> None:
+    old = to_dict(RunConfig())
+    del old["augment"]["noise_std"], old["model"]["drop_path"]
+    found = to_dict_as_before(RunConfig(model=ModelConfig(drop_path=0.1)), old)
+    assert "noise_std" not in found["augment"] and found["model"]["drop_path"] == 0.1
+    assert to_dict_as_before(RunConfig(), to_dict(RunConfig())) == to_dict(RunConfig())
