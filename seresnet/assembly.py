@@ -18,6 +18,7 @@ from seresnet.errors import DataError
 from seresnet.host_memory import keep_freed_memory
 from seresnet.models import build_model
 from seresnet.prepare import data_dir, find_prepared, prepare
+from seresnet.targets import probe
 from seresnet.watchdog import Watchdog
 from seresnet.world import World
 
@@ -80,6 +81,9 @@ def device_name(world: World) -> str:
 def build_engine(config: RunConfig, arrays: Arrays, world: World) -> tuple[Engine, Splits]:
     """Network, optimiser and batches of this run at step 0, and its images."""
     model = build_model(config.model, len(arrays.classes), config.train.seed)
+    if config.model.target is not None:
+        _, height, width, _ = arrays.test_images.shape
+        probe(config.model.target, model, (height, width), len(arrays.classes), world.device)
     splits = load_splits(config, arrays, world.device)
     mean, std, share = arrays.mean.tolist(), arrays.std.tolist(), {"rank": world.rank, "ranks": world.size}
     batches = TrainBatches(splits.train, config, len(arrays.classes), mean, std, world.device, **share)
