@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from seresnet import provenance
+from seresnet import own_code, provenance
 from seresnet.array_file import Arrays, load_arrays
 from seresnet.config import RunConfig
 from seresnet.data import Splits, TrainBatches, load_splits
@@ -68,7 +68,8 @@ def facts_now(arrays: Arrays, world: World) -> dict[str, Any]:
     """What tier T1 needs to be the same, beside the numeric keys."""
     versions = {f"version of {package}": version for package, version in provenance.versions().items()}
     layout = {"world_size": world.size, "ranks_per_node": world.local_size}
-    return {"data_digest": arrays.digest, **layout, "device": device_name(world), **versions}
+    own = {"own_code": found} if (found := own_code.digest()) else {}  # whose arithmetic may change with it
+    return {"data_digest": arrays.digest, **layout, **own, "device": device_name(world), **versions}
 
 
 def device_name(world: World) -> str:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from seresnet.config import ModelConfig, TrainConfig, plain_args, split_target
 from seresnet.errors import ConfigError, ToolkitError
 from seresnet.exits import is_gpu_fault, is_out_of_memory
+from seresnet.own_code import make_importable
 from seresnet.randomness import words
 from seresnet.strict_yaml import nearest
 
@@ -147,6 +148,7 @@ def find(key: str, target: str) -> Callable[..., Any]:
 
 
 def _module(key: str, target: str, name: str) -> ModuleType:
+    make_importable()
     try:
         with explained(key, target):
             return importlib.import_module(name)
