@@ -17,7 +17,7 @@ from hpc.login_data import with_absolute_data
 from hpc.paths import SweepFolder, sweep_in
 from hpc.site import read_site
 from hpc.sweep import PlannedRun, expand, read_sweep
-from seresnet import checkpoint_files, claims
+from seresnet import checkpoint_files, claims, own_code
 from seresnet.config import to_dict
 from seresnet.errors import ConfigError
 from seresnet.run_folder import RunFolder, RunRecord, is_finished
@@ -44,6 +44,8 @@ def debug_run(request: "Request", name: str) -> int:
     refuse_ranks(run, folder)
     print(_about(run, folder, base), flush=True)
     try:
+        if spec.code_root is not None:
+            own_code.name_root(spec.code_root)
         _train(folder, run)
     except (KeyboardInterrupt, BdbQuit):
         print(f"\nstopped; what it wrote lies in {folder.path}", file=sys.stderr)

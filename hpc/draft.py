@@ -124,7 +124,7 @@ def make_draft(
         submissions=submissions,
         batches=_batches(to_send, spec.pack),
         queue=queue,
-        code=relaunch.look_at_code(sweep, submissions, wish.code or ("new" if wish.rerun else None)),
+        code=relaunch.look_at_code(sweep, submissions, wish.code or ("new" if wish.rerun else None), spec.code_root),
         diff=diff,
         rerun=frozenset(again),
     )

@@ -127,7 +127,8 @@ def _shared(draft: Draft) -> list[tuple[tuple[str, ...], list[str]]]:
 
 
 def _notes(draft: Draft) -> list[str]:
-    notes = [f"note: {count(len(shared), 'run')} shared by {' and '.join(arms)}, trained once" for arms, shared in _shared(draft)]
+    notes = [f"note: {note}" for note in draft.spec.notes]
+    notes += [f"note: {count(len(shared), 'run')} shared by {' and '.join(arms)}, trained once" for arms, shared in _shared(draft)]
     if draft.problem:
         notes.append(f"note: {draft.problem}, so runs of earlier submissions count as queued")
     if draft.batches and not draft.is_started:

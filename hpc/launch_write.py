@@ -53,7 +53,7 @@ def write_edit(session: Session, plan: Plan) -> None:
 
 def send_code(draft: Draft) -> str:
     """The number of the snapshot that the draft's tasks run; taken now if it is not there."""
-    return draft.code.number if draft.code.is_taken else snapshot_code(draft.sweep.codes)
+    return draft.code.number if draft.code.is_taken else snapshot_code(draft.sweep.codes, user=draft.spec.code_root)
 
 
 def _entry(session: Session, submission_id: str, batch: Batch, code: str, cluster: str | None) -> Submission:

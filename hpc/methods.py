@@ -40,7 +40,7 @@ def paragraph(comparison: Comparison) -> str:
         _arms(comparison, configs),
         _data(rows, common),
         _networks(common, configs),
-        _training(common),
+        _training(common, _loss(configs)),
         _augmentation(common),
         _hardware(rows, common),
         _selection(rows),
@@ -77,8 +77,13 @@ def _data_sentence(name: str, train: int, held_out: int, test: int, classes: int
 
 
 def _networks(common: Settings, configs: Sequence[Settings]) -> str:
-    if target := common.get("model.target"):
-        return f"The network is {target}."
+    own = list(dict.fromkeys(str(config["model.target"]) for config in configs if config.get("model.target")))
+    if own:
+        is_all = all(config.get("model.target") for config in configs)
+        others = "" if is_all else ", the others residual (He et al., 2016)"
+        return (
+            f"The network is {own[0]}." if is_all and len(own) == 1 else f"{'The' if is_all else 'Some'} networks are {_and(own)}{others}."
+        )
     blocks, width = common.get("model.blocks"), common.get("model.width")
     if not isinstance(blocks, list | tuple):
         return ""
@@ -101,7 +106,11 @@ def _attention(common: Settings, configs: Sequence[Settings]) -> str:
     return f", {some}with {_and(names)}{reduction}{place}"
 
 
-def _training(common: Settings) -> str:
+def _loss(configs: Sequence[Settings]) -> str:
+    return _and(list(dict.fromkeys(str(config.get("train.loss_target") or "cross-entropy") for config in configs)) or ["cross-entropy"])
+
+
+def _training(common: Settings, loss: str) -> str:
     if "optim.lr" not in common and "train.epochs" not in common:
         return ""
     momentum = f"{'Nesterov ' if common.get('optim.nesterov') else ''}momentum {_say(common, 'optim.momentum')}"
@@ -113,7 +122,7 @@ def _training(common: Settings) -> str:
     averaged = f" Averaged weights (decay {common['optim.ema_decay']}) were evaluated." if common.get("optim.ema_decay") else ""
     return (
         f"Each run took {_say(common, 'train.epochs')} epochs of SGD with {momentum}, {decay}{clipped} and"
-        f" batches of {_say(common, 'train.global_batch_size')} images, on the cross-entropy{smoothing}."
+        f" batches of {_say(common, 'train.global_batch_size')} images, on the {loss}{smoothing}."
         f" {_learning_rate(common)}{averaged}"
     )
 

@@ -239,14 +239,14 @@ class Code:
     is_chosen: bool = False  # by --code or --rerun; without it a launch whose code was edited is refused
 
 
-def look_at_code(sweep: SweepFolder, submissions: Submissions, asked: Literal["snapshot", "new"] | None) -> Code:
-    """Compare the working copy with the newest snapshot that was sent; asked decides which of the two is meant."""
-    working, is_taken = code_snapshot.peek(sweep.codes)
+def look_at_code(sweep: SweepFolder, submissions: Submissions, asked: Literal["snapshot", "new"] | None, user: Path | None = None) -> Code:
+    """Compare the working copy with the newest snapshot that was sent; asked decides which of the two is meant. user: the code_root."""
+    working, is_taken = code_snapshot.peek(sweep.codes, user=user)
     sent = (entry.code for entry in reversed(submissions.submissions) if (sweep.code(entry.code) / code_snapshot.MARK).exists())
     before = next(sent, None)
     if before is None or before == working:
         return Code(number=working, is_taken=is_taken, before=before, working=working)
-    changes, is_chosen = code_snapshot.changes(sweep.code(before)), asked is not None
+    changes, is_chosen = code_snapshot.changes(sweep.code(before), user=user), asked is not None
     code = Code(number=working, is_taken=is_taken, before=before, working=working, changes=changes, is_chosen=is_chosen)
     return replace(code, number=before, is_taken=True) if asked == "snapshot" else code
 

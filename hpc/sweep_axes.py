@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from hpc.sweep_draws import Law, draw_choices, draw_numbers
 from hpc.sweep_sections import COUNT, SEED, given, plain_section
-from seresnet.config_file import Setting, check, flatten, key_fix, key_specs, show_value
+from seresnet.config_file import Setting, check, flatten, key_fix, show_value, spec_of
 from seresnet.strict_yaml import Bad, Faults, Located, nearest
 
 Point = tuple[Setting, ...]
@@ -117,7 +117,7 @@ def _listed(dotted: str, entry: Located, label: str, faults: Faults, *, distinct
     if not isinstance(entry.value, list) or not entry.value:
         faults.add(entry.place, label, f"{given(entry)} is not a list of values. Write {label}: [..., ...].")
         return []
-    values = entry.value if dotted in key_specs() else entry.value[:1]
+    values = entry.value if spec_of(dotted) else entry.value[:1]
     checked = [check(dotted, replace(value, place=entry.place), label, faults) for value in values]
     settings = [setting for setting in checked if setting]
     if not distinct:
@@ -165,7 +165,7 @@ def _drawn(dotted: str, entry: Located, label: str, seed: int, count: int, fault
     """The draws of one key; [] after a fault."""
     if _is_seed(dotted, entry, label, faults) or entry.value is Bad.BAD:
         return []
-    if dotted not in key_specs():
+    if spec_of(dotted) is None:
         faults.add(entry.place, label, f"{given(entry)} is given to an unknown key. {key_fix(dotted)}")
         return []
     if not isinstance(entry.value, dict) or len(entry.value) != 1:
@@ -187,8 +187,9 @@ def _drawn(dotted: str, entry: Located, label: str, seed: int, count: int, fault
 
 def _law(dotted: str, kind: str, entry: Located, label: str, faults: Faults) -> Law | None:
     """The law of a key that holds numbers; bounds are values of the key themselves, so that every draw is one."""
-    hint = key_specs()[dotted].hint
-    kinds = set(typing.get_args(hint) or (hint,)) & {int, float}
+    spec = spec_of(dotted)
+    assert spec, "an unknown key has no bounds"
+    kinds = set(typing.get_args(spec.hint) or (spec.hint,)) & {int, float}
     if not kinds:
         faults.add(entry.place, label, f"{dotted} is not a number. Write {{choice: [...]}} with its values.")
         return None

@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Any
 
 from hpc.sweep_sections import SEED, given
-from seresnet.config_file import check, flatten, key_specs, show_value
+from seresnet.config_file import check, flatten, key_specs, show_value, spec_of
 from seresnet.strict_yaml import Bad, Faults, Located, Place, nearest
 from seresnet.typed_values import MistypedError, convert
 
@@ -32,7 +32,8 @@ class Candidate:
         """The values that this candidate has for a key of a condition."""
         if key == "arm":
             return self.arms
-        return self.seeds if key == "seed" else (self.values.get(key, key_specs()[key].default),)
+        spec = spec_of(key)
+        return self.seeds if key == "seed" else (self.values.get(key, spec.default if spec else None),)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
+from hpc.own_targets import read_own_code
 from hpc.sweep_arms import ArmDraft, Seeds, arms_at_points
 from hpc.sweep_axes import read_axes
 from hpc.sweep_exclude import read_conditions
@@ -20,7 +21,7 @@ from seresnet.strict_yaml import Bad, Faults, Located, Place, is_file, near_file
 from seresnet.typed_values import MistypedError, convert
 
 _DOTTED_SECTIONS = ("base", "grid", "zip", "random", "pack", "site", "wandb")
-SECTIONS = ("name", "base", "arms", "grid", "zip", "random", "exclude", "seeds", "pack", "site", "wandb", "mail")
+SECTIONS = ("name", "code_root", "base", "arms", "grid", "zip", "random", "exclude", "seeds", "pack", "site", "wandb", "mail")
 _OVERRIDDEN_WHOLE = ("name", "seeds", "pack", "site", "wandb", "mail")
 _OVERRIDDEN_BY_KEY = ("pack", "site", "wandb")
 _OVERRIDDEN = "name, seeds, mail, pack.*, site.*, wandb.*, random.count, random.seed"
@@ -65,8 +66,11 @@ def read_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepSpec:
     arms = arms_at_points(drafts, axes, base, overridden.settings, conditions, faults)
     pack = read_pack(sections.get("pack"), faults)
     check_pack(sections.get("pack"), pack, arms, faults)
+    code_root, notes = read_own_code(sections.get("code_root"), path, arms, faults)
     spec = SweepSpec(
         name=name,
+        code_root=code_root,
+        notes=notes,
         path=path,
         texts=texts,
         overrides=tuple(overrides),

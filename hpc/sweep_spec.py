@@ -51,6 +51,8 @@ class SweepSpec:
     pack: PackRequest
     site: SiteRequest
     wandb: WandbSettings
+    code_root: Path | None = None  # where the modules of targets lie
+    notes: tuple[str, ...] = ()  # what the plan says beside itself
     mail: str | None = None  # who gets one message when the array ends
 
     @property

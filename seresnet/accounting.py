@@ -21,7 +21,8 @@ from torch.overrides import TorchFunctionMode
 from seresnet.config import ModelConfig
 from seresnet.engine import AMP_DTYPES, Engine
 from seresnet.journal import EpochRecord
-from seresnet.models import ResNet, allocate
+from seresnet.models import build_model
+from seresnet.targets import own_draws
 from seresnet.world import World
 
 log = logging.getLogger("seresnet")
@@ -104,15 +105,16 @@ class EpochClock:
         if not self.has_trained or self._train_s is None:
             return Timing(**common)
         per_s = self._images() / max(self._train_s, 1e-9)
-        tflops = per_s * multiply_adds_of(engine) * FLOP_PER_MULTIPLY_ADD / 1e12
+        work = multiply_adds_of(engine)
+        tflops = None if work is None else per_s * work * FLOP_PER_MULTIPLY_ADD / 1e12
         rate = matmul_tflops_of(engine)
         return Timing(
             **common,
             images_per_s=round(per_s, 1),
             train_seconds=round(self._train_s, 3),
             data_wait_s=round(waited_us / 1e6, 3),
-            tflops=float(f"{tflops:.4g}"),
-            matmul_share_pct=None if rate is None else round(100 * tflops / (rate * engine.world.size), 2),
+            tflops=None if tflops is None else float(f"{tflops:.4g}"),
+            matmul_share_pct=None if rate is None or tflops is None else round(100 * tflops / (rate * engine.world.size), 2),
         )
 
     @contextlib.contextmanager
@@ -153,10 +155,16 @@ def peak_memory_bytes(device: torch.device) -> int:
 # --- arithmetic of the network
 
 
-def multiply_adds_of(engine: Engine) -> int:
-    """Of the forward pass of one image through the run's network."""
+def multiply_adds_of(engine: Engine) -> int | None:
+    """Of the forward pass of one image through the run's network; None where a network of somebody else's does not run on the CPU."""
     _, _, height, width = engine.batches.split.images.shape
-    return multiply_adds(engine.config.model, engine.batches.classes, (height, width))
+    try:
+        return multiply_adds(engine.config.model, engine.batches.classes, (height, width))
+    except Exception as error:
+        if engine.config.model.target is None:
+            raise
+        log.warning("multiply_adds_not_counted target=%s error=%s", engine.config.model.target, error)
+        return None
 
 
 @functools.cache
@@ -166,12 +174,9 @@ def multiply_adds(config: ModelConfig, num_classes: int, size: tuple[int, int]) 
     Counted while one image goes through a copy on the CPU (20 ms at width 64): on the meta device torch imports its compiler first,
     1.3 s.
     """
-    with torch.device("meta"):
-        model = ResNet(config, num_classes)
-    allocate(model)
-    model.eval()
+    model = build_model(config, num_classes, seed=None).eval()
     count = _Count()
-    with torch.inference_mode(), count:
+    with own_draws(0, "own/count", 0, 0, torch.device("cpu")), torch.inference_mode(), count:
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.zero_()  # what lay in the memory may be slow to compute with
         model(torch.zeros(1, 3, *size))

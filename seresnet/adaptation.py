@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from seresnet.trained import Classifier
 
@@ -26,7 +26,7 @@ def adapted(classifier: Classifier, images: npt.NDArray[np.uint8], source_share:
     assert 0 <= source_share <= 1, f"a share of {source_share}"
     network = copy.deepcopy(classifier.network)
     found = replace(classifier, network=network)
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm) and module.running_mean is not None]
     pairs = [(norm.running_mean, norm.running_var) for norm in norms]
     source = [(mean.clone(), var.clone()) for mean, var in pairs if mean is not None and var is not None]
     assert len(source) == len(norms), "batch norm without statistics"
@@ -40,7 +40,7 @@ def adapted(classifier: Classifier, images: npt.NDArray[np.uint8], source_share:
     return found
 
 
-def _take_statistics(classifier: Classifier, norms: list[nn.BatchNorm2d], images: npt.NDArray[np.uint8]) -> None:
+def _take_statistics(classifier: Classifier, norms: list[_BatchNorm], images: npt.NDArray[np.uint8]) -> None:
     """Leaves in each batch norm the mean over batches of mean and variance."""
     for norm in norms:
         norm.reset_running_stats()

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from seresnet import provenance
+from seresnet import own_code, provenance
 from seresnet.array_file import Arrays, load_arrays
 from seresnet.config import RunConfig
 from seresnet.data import Splits, TrainBatches, load_splits
@@ -18,6 +18,7 @@ from seresnet.errors import DataError
 from seresnet.host_memory import keep_freed_memory
 from seresnet.models import build_model
 from seresnet.prepare import data_dir, find_prepared, prepare
+from seresnet.targets import probe
 from seresnet.watchdog import Watchdog
 from seresnet.world import World
 
@@ -67,7 +68,8 @@ def facts_now(arrays: Arrays, world: World) -> dict[str, Any]:
     """What tier T1 needs to be the same, beside the numeric keys."""
     versions = {f"version of {package}": version for package, version in provenance.versions().items()}
     layout = {"world_size": world.size, "ranks_per_node": world.local_size}
-    return {"data_digest": arrays.digest, **layout, "device": device_name(world), **versions}
+    own = {"own_code": found} if (found := own_code.digest()) else {}  # whose arithmetic may change with it
+    return {"data_digest": arrays.digest, **layout, **own, "device": device_name(world), **versions}
 
 
 def device_name(world: World) -> str:
@@ -80,6 +82,9 @@ def device_name(world: World) -> str:
 def build_engine(config: RunConfig, arrays: Arrays, world: World) -> tuple[Engine, Splits]:
     """Network, optimiser and batches of this run at step 0, and its images."""
     model = build_model(config.model, len(arrays.classes), config.train.seed)
+    if config.model.target is not None:
+        _, height, width, _ = arrays.test_images.shape
+        probe(config.model.target, model, (height, width), len(arrays.classes), world.device)
     splits = load_splits(config, arrays, world.device)
     mean, std, share = arrays.mean.tolist(), arrays.std.tolist(), {"rank": world.rank, "ranks": world.size}
     batches = TrainBatches(splits.train, config, len(arrays.classes), mean, std, world.device, **share)

@@ -10,13 +10,20 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from enum import Enum
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from seresnet.durable import canonical_json
 
 #: Raised when the meaning or the default of an identity key changes. Part of every run id.
 IDENTITY_SCHEMA = 1
 
+
+#: Arguments for a callable of somebody else's code, in the order of their names: hashable, and one text for equal arguments.
+ArgScalar = bool | int | float | str | None
+ArgValue = ArgScalar | tuple[ArgScalar, ...]
+Args = tuple[tuple[str, ArgValue], ...]
+#: The keys that hold Args, and the target that they are for; below each stand keys such as model.args.depth.
+ARGS_OF = {"model.args": "model.target", "train.loss_args": "train.loss_target"}
 
 DataName = Literal["digits", "cifar10", "cifar100", "svhn", "tiny_imagenet", "images"]
 
@@ -71,6 +78,8 @@ class ModelConfig:
     )
     reduction: int = _identity(16, "bottleneck of se, cbam and scse: channels are divided by it (Hu et al. 2018)", at_least=1)
     drop_path: float = _identity(0.0, "stochastic depth: rate of the last block, linear in depth (Huang et al. 2016)", at_least=0, below=1)
+    target: str | None = _identity(None, "a network of your own instead: package.module:callable, see docs/own-code.md")
+    args: Args = _identity((), "what model.target is called with, by name")  # noqa: RUF009 - a field, as the others are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +152,8 @@ class TrainConfig:
     micro_batch_size: int | None = _identity(
         None, "samples that share batch-norm statistics and mixing partners; unset = global_batch_size", at_least=1
     )
+    loss_target: str | None = _identity(None, "a loss of your own instead of cross-entropy: package.module:callable")
+    loss_args: Args = _identity((), "what train.loss_target is called with beside logits and targets, by name")  # noqa: RUF009
     device: Literal["cuda", "cpu"] = _numeric("cuda", "device kind; never falls back in silence")
     amp: Literal["bf16", "fp16", "off"] = _numeric("bf16", "autocast precision; fp16 adds gradient scaling")
     channels_last: bool = _numeric(True, "NHWC memory layout")
@@ -168,7 +179,7 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
 
 
-Value = bool | int | float | str | tuple[int, ...] | None
+Value = ArgValue | tuple[int, ...] | Args
 
 
 def iter_keys(config: RunConfig) -> Iterator[tuple[str, KeyRule, Value, Value]]:
@@ -180,11 +191,11 @@ def iter_keys(config: RunConfig) -> Iterator[tuple[str, KeyRule, Value, Value]]:
 
 
 def to_dict(config: RunConfig) -> dict[str, dict[str, Any]]:
-    """Plain nested dict of every key, tuples as lists: what run.yaml holds."""
+    """Plain nested dict of every key, tuples as lists and arguments as dicts: what run.yaml holds."""
     result: dict[str, dict[str, Any]] = {}
     for dotted, _, value, _ in iter_keys(config):
         section, name = dotted.split(".")
-        result.setdefault(section, {})[name] = list(value) if isinstance(value, tuple) else value
+        result.setdefault(section, {})[name] = _plain(dotted, value)
     return result
 
 
@@ -200,6 +211,25 @@ def to_dict_as_before(config: RunConfig, before: Mapping[str, Any]) -> dict[str,
         if isinstance(known, Mapping) and name not in known and value == default:
             del found[section][name]
     return found
+
+
+def _plain(dotted: str, value: Value) -> Any:
+    if dotted in ARGS_OF:
+        return plain_args(cast(Args, value))
+    return list(value) if isinstance(value, tuple) else value
+
+
+def plain_args(args: Args) -> dict[str, Any]:
+    """The arguments by name, tuples as lists."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in args}
+
+
+def split_target(target: str) -> tuple[str, str]:
+    """(module, name in it) of "package.module:callable"; without a colon the last dot stands for it."""
+    module, colon, name = target.partition(":")
+    if not colon:
+        module, _, name = target.rpartition(".")
+    return module, name
 
 
 def schedule_epochs(config: RunConfig) -> int:
@@ -234,7 +264,9 @@ def identity(config: RunConfig) -> dict[str, Any]:
     for dotted, rule, value, default in iter_keys(config):
         value, default = resolved.get(dotted, value), defaults.get(dotted, default)
         if rule.key_class is KeyClass.IDENTITY and value != default:
-            result[dotted] = list(value) if isinstance(value, tuple) else value
+            # timm.create_model and timm:create_model are one function, so they are one run.
+            is_target = dotted in ARGS_OF.values() and isinstance(value, str)
+            result[dotted] = ":".join(split_target(str(value))) if is_target else _plain(dotted, value)
     return result
 
 

@@ -9,9 +9,13 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from seresnet.args import ARG_RULE, arg_of, convert_argument, show_args, target_problems
 from seresnet.config import (
+    ARGS_OF,
+    Args,
+    ArgValue,
     KeyClass,
     KeyRule,
     OptimConfig,
@@ -89,13 +93,14 @@ def config_from_dict(mapping: Mapping[str, Any], source: str) -> RunConfig:
 
 def explain(loaded: LoadedConfig, dotted: str) -> str:
     """Value, origin, class, default and meaning of one key, in five lines; raises ConfigError for an unknown key."""
-    if dotted not in key_specs():
+    spec, values = spec_of(dotted), _values(loaded.config)
+    if spec is None or (arg_of(dotted) and dotted not in values):
         raise ConfigError(f"{dotted}: there is no such key. {key_fix(dotted)}")
-    value, spec = _values(loaded.config)[dotted], key_specs()[dotted]
+    value = values[dotted]
     rows = {
         "from": loaded.origins[dotted],
         "class": f"{spec.rule.key_class.value}: {_CLASS_HELP[spec.rule.key_class]}",
-        "default": show_value(spec.default),
+        "default": "{}" if dotted in ARGS_OF else show_value(spec.default),
         "meaning": spec.rule.help,
     }
     return "\n".join([f"{dotted} = {show_value(value)}", *(f"  {name:8} {text}" for name, text in rows.items())])
@@ -106,6 +111,8 @@ def show_value(value: Value) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, tuple):
+        if value and isinstance(value[0], tuple):
+            return show_args(value)
         return f"[{', '.join(map(str, value))}]"
     return "null" if value is None else str(value)
 
@@ -119,6 +126,11 @@ def key_specs() -> Mapping[str, KeySpec]:
         section, name = dotted.split(".")
         specs[dotted] = KeySpec(hint=hints[section][name], rule=rule, default=default)
     return specs
+
+
+def spec_of(dotted: str) -> KeySpec | None:
+    """What a key may hold, also one such as model.args.depth; None for an unknown key."""
+    return KeySpec(hint=ArgValue, rule=ARG_RULE, default=None) if arg_of(dotted) else key_specs().get(dotted)
 
 
 def collect(tree: Located, faults: Faults, *, prefix: str = "") -> list[Setting]:
@@ -144,24 +156,35 @@ def flatten(tree: Located, faults: Faults, *, prefix: str) -> Iterator[tuple[str
     sections = {section.name for section in fields(RunConfig)}
     for key, entry in tree.value.items():
         if key not in sections:
-            yield key, entry
+            yield from _leaves(key, entry)
         elif isinstance(entry.value, dict):
-            yield from ((f"{key}.{name}", leaf) for name, leaf in entry.value.items())
+            for name, leaf in entry.value.items():
+                yield from _leaves(f"{key}.{name}", leaf)
         elif entry.value is not None and entry.value is not Bad.BAD:
             label = f"{prefix}.{key}" if prefix else key
             faults.add(entry.place, label, f"{entry.shown()} is given to a section. Write {key}'s keys below it, indented.")
 
 
+def _leaves(dotted: str, entry: Located) -> Iterator[tuple[str, Located]]:
+    """The key itself, or one for each argument of a mapping of them: layers add up by name, as sections do."""
+    if dotted not in ARGS_OF:
+        yield dotted, entry
+    elif isinstance(entry.value, dict):
+        yield from ((f"{dotted}.{name}", value) for name, value in entry.value.items())
+    elif entry.value is not None:
+        yield dotted, entry
+
+
 def check(dotted: str, entry: Located, label: str, faults: Faults) -> Setting | None:
     """One key's value against its type and range, faults noted; None for an unknown key."""
-    spec = key_specs().get(dotted)
+    spec = spec_of(dotted)
     if spec is None:
         given = "a value" if entry.value is Bad.BAD else entry.shown()
         faults.add(entry.place, label, f"{given} is given to an unknown key. {key_fix(dotted)}")
         return None
     value: Value | Bad = Bad.BAD
     try:
-        value = convert(entry, spec.hint, spec.rule)
+        value = convert_argument(dotted, entry) if dotted in ARGS_OF or arg_of(dotted) else convert(entry, spec.hint, spec.rule)
     except MistypedError as problem:
         faults.add(entry.place, label, str(problem))
     return Setting(dotted=dotted, value=value, place=entry.place, label=label)
@@ -197,16 +220,19 @@ def build(settings: Sequence[Setting], faults: Faults) -> LoadedConfig | None:
     last = {setting.dotted: (layer, setting) for layer, setting in enumerate(settings)}
     bad = {dotted for dotted, (_, setting) in last.items() if setting.value is Bad.BAD}
     parts: dict[str, dict[str, Any]] = {section.name: {} for section in fields(RunConfig)}
-    for dotted in last.keys() - bad:
-        section, name = dotted.split(".")
-        parts[section][name] = last[dotted][1].value
+    for dotted in sorted(last.keys() - bad):
+        section, name = (arg_of(dotted) or dotted).split(".")
+        value: Any = last[dotted][1].value
+        # In the order of their names, whatever the order of the file.
+        parts[section][name] = (*parts[section].get(name, ()), (dotted.rpartition(".")[2], value)) if arg_of(dotted) else value
     config = RunConfig(**{section.name: section.type(**parts[section.name]) for section in fields(RunConfig)})  # type: ignore[operator]
     problems = [(keys, problem) for keys, problem in _joint_problems(config) if bad.isdisjoint(keys)]
     for keys, problem in problems:
         # The defaults fit each other, so at least one of the keys was set.
-        _, culprit = max((last[key] for key in keys if key in last), key=lambda pair: pair[0])
+        _, culprit = max((last[key] for key in last if key in keys or arg_of(key) in keys), key=lambda pair: pair[0])
         faults.add(culprit.place, culprit.label, problem.removeprefix(f"{culprit.dotted} "))
-    origins = {dotted: str(last[dotted][1].place) if dotted in last else DEFAULT for dotted in key_specs()}
+    origins = {dotted: str(last[dotted][1].place) if dotted in last else DEFAULT for dotted in [*key_specs(), *filter(arg_of, last)]}
+    origins |= {args: origins[dotted] for dotted in last if (args := arg_of(dotted))}
     return None if problems or bad else LoadedConfig(config=config, origins=origins)
 
 
@@ -244,6 +270,7 @@ def _joint_problems(config: RunConfig) -> Iterator[tuple[tuple[str, ...], str]]:
         yield ("augment.augmix_severity", "augment.autoaugment"), problem
 
     yield from _schedule_problems(config.optim, horizon)
+    yield from target_problems(config)
 
 
 def _schedule_problems(optim: OptimConfig, horizon: int) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -286,4 +313,6 @@ def key_fix(dotted: str) -> str:
 
 
 def _values(config: RunConfig) -> dict[str, Value]:
-    return {dotted: value for dotted, _, value, _ in iter_keys(config)}
+    values = {dotted: value for dotted, _, value, _ in iter_keys(config)}
+    arguments: dict[str, Value] = {f"{args}.{name}": value for args in ARGS_OF for name, value in cast(Args, values[args])}
+    return {**values, **arguments}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from seresnet.config import RunConfig, fitting_world_sizes, micro_batch_size, schedule_epochs
@@ -24,6 +25,7 @@ from seresnet.loss_watch import LossWatch
 from seresnet.optim import build_optimizer, clip_gradients, learning_rate, set_learning_rate
 from seresnet.parallel import share_gradients
 from seresnet.state import TrainState
+from seresnet.targets import own_draws, own_loss, refuse_other_logits
 from seresnet.world import World
 
 if TYPE_CHECKING:
@@ -72,7 +74,8 @@ class Engine:
         self._compiled = _compiled(self.model, config, world)
         self.optimizer = build_optimizer(self.model, config.optim, _is_fused(config, world.device))
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.train.amp == "fp16")
-        self._batch_norms = [m for m in self.model.modules() if isinstance(m, nn.BatchNorm2d)]
+        self._batch_norms = [m for m in self.model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+        self._loss = cross_entropy_sum if config.train.loss_target is None else own_loss(config.train)
         self._sums = torch.zeros(5, dtype=torch.int64, device=world.device)
         self._finite = torch.ones((), dtype=torch.bool, device=world.device)  # of the running step
         self._host_copies = HostCopies(world.device)
@@ -174,13 +177,16 @@ class Engine:
         data = self.batches.micro_batch(epoch, batch, micro)
         if len(data.images) == 0 and not (is_last and self._parallel):
             return
-        with self._synchronise(is_last), self._update_statistics(micro == 0), self._compiled_for(len(data.images)):
+        draws, compiled = self._draws_of_others("own/step", self.step, micro), self._compiled_for(len(data.images))
+        with self._synchronise(is_last), self._update_statistics(micro == 0), compiled, draws:
             if len(data.images) == 0:
                 # A rank without samples (an epoch's short last batch) must still meet the others in the all-reduce.
                 return self._backward_of_nothing()
             with self.autocast():
                 logits = (self._parallel or self.model)(self.laid_out(data.images), *(() if data.keep is None else (data.keep,)))
-            loss = cross_entropy_sum(logits.float(), data.targets)
+            if (target := self.config.model.target) is not None:
+                refuse_other_logits(target, logits, len(data.images), self.batches.classes)
+            loss = self._loss(logits.float(), data.targets)
             self.scaler.scale(loss / self.batches.size(batch)).backward()
         self._count(loss.detach(), logits.detach(), data)
 
@@ -190,6 +196,12 @@ class Engine:
         with self.autocast():
             logits = (self._parallel or self.model)(self.laid_out(images))
         self.scaler.scale(logits.float().sum() * 0.0).backward()
+
+    def _draws_of_others(self, purpose: str, step: int, micro: int) -> contextlib.AbstractContextManager[None]:
+        """Around the pass of a micro-batch. Our own network and loss draw nothing, so they need no generator."""
+        if self.config.model.target is None and self.config.train.loss_target is None:
+            return contextlib.nullcontext()
+        return own_draws(self.config.train.seed, purpose, step, micro, self.world.device)
 
     def laid_out(self, images: Tensor) -> Tensor:
         return images.contiguous(memory_format=self._layout)
@@ -247,11 +259,15 @@ class Engine:
         Without them the first step after a restart adds gradients in another order and has other bits (seen with 3 and 4 ranks).
         """
         parallel.train()
-        with self._update_statistics(False), self._compiled_for(2):
+        # Batch norm's buffers stay by themselves; what else a network of somebody else's moves is put back.
+        moved = [] if self.config.model.target is None else [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        with self._update_statistics(False), self._compiled_for(2), self._draws_of_others("own/settle", 0, 0):
             for _ in range(2):
                 with self.autocast():
                     logits = parallel(self.laid_out(self.batches.micro_batch(0, 0, 0).images[:2]))
                 (logits.float().sum() * 0.0).backward()
+        for buffer, before in moved:
+            buffer.copy_(before)
         self.optimizer.zero_grad(set_to_none=True)
 
     def _tensors(self) -> dict[str, Tensor]:

@@ -191,6 +191,8 @@ def _refuse_nothing_to_train(folder: RunFolder, config: RunConfig, name: Checkpo
 
 def refuse_other_tensors(fork: Fork, config: RunConfig) -> None:
     """Raise ConfigError with a diff where the config's network or optimiser cannot take the parent's state. Needs torch."""
+    if config.model.target is not None:
+        return  # how many classes it is made for is known with its data; loading the state compares then
     renamed = read_record(fork.payload)["renamed"]
     saved = {renamed.get(name, name): _text(place) for name, place in layout(fork.payload).items()}
     saved = {name: saved[source] for name, source in _first_tensors(saved, config).items()}

@@ -13,6 +13,7 @@ from seresnet.attention import build_attention
 from seresnet.blocks import BasicBlock, Bottleneck
 from seresnet.config import ModelConfig
 from seresnet.randomness import uniform_like
+from seresnet.targets import build_network
 
 #: By the words of model.block.
 BLOCKS: Mapping[str, type[BasicBlock] | type[Bottleneck]] = {"basic": BasicBlock, "bottleneck": Bottleneck}
@@ -45,13 +46,19 @@ def _blocks(stages: nn.Sequential) -> Iterator[nn.Module]:
         yield from stage
 
 
-def build_model(config: ModelConfig, num_classes: int, seed: int) -> ResNet:
-    """Build the network on the CPU in float32; equal (config, num_classes, seed) give equal weights on every machine."""
+def build_model(config: ModelConfig, num_classes: int, seed: int | None) -> nn.Module:
+    """The network on the CPU in float32; equal (config, num_classes, seed) give equal weights on every machine.
+
+    seed: None for one whose weights do not matter, and hold anything. Raises ConfigError for a model.target that gives no network.
+    """
+    if config.target is not None:
+        return build_network(config, num_classes, seed or 0)
     # On meta first: the layers' own initialisers draw from the global generator otherwise.
     with torch.device("meta"):
         model = ResNet(config, num_classes)
     allocate(model)
-    initialise(model, seed)
+    if seed is not None:
+        initialise(model, seed)
     return model
 
 

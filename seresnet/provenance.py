@@ -7,6 +7,7 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
+from seresnet import own_code
 from seresnet.durable import parse_json
 
 #: What commit() speaks of, beside each other in a checkout, an installation and a snapshot.
@@ -19,11 +20,13 @@ def code_digest(package: Path = Path(__file__).parent) -> str:
     """First 16 hex digits of the SHA-256 over seresnet's source files, names and bytes: what is trained, not how it is run.
 
     package: the seresnet folder, of another checkout or a snapshot; by default this one.
+    Somebody else's modules beside it count where there are any, see own_code.
     """
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         digest.update(f"{path.relative_to(package).as_posix()}\0".encode())
         digest.update(hashlib.sha256(path.read_bytes()).digest())
+    digest.update((own_code.digest(package.parent) or "").encode())
     return digest.hexdigest()[:16]
 
 

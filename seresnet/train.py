@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from seresnet import attempts, claims, private_folder, provenance, replay
+from seresnet import attempts, claims, own_code, private_folder, provenance, replay
 from seresnet.checkpoint_files import list_checkpoints
-from seresnet.config import RunConfig, run_id, slug, to_dict
+from seresnet.config import RunConfig, run_id, slug, split_target, to_dict
 from seresnet.config_file import config_from_dict, explain, read_run_config
 from seresnet.durable import DISK, write_json_durably
 from seresnet.errors import CompileError, ConfigError, OwnedElsewhereError, ToolkitError
@@ -26,7 +26,8 @@ from seresnet.fork import Fork, fork_record, import_parent, origin_of, plan_agai
 from seresnet.pinning import refuse_numeric_change, refuse_other_experiment, with_config
 from seresnet.run_folder import RunFolder, RunRecord, is_finished
 from seresnet.signals import StopFlag
-from seresnet.stages import MOST_STEPS, Stages
+from seresnet.stages import Stages
+from seresnet.train_arguments import parser
 from seresnet.watchdog import Watchdog, dump_flight_record, dump_stacks
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ log = logging.getLogger("seresnet")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one rank; never returns normally once training has begun, because a normal interpreter exit can abort (seen)."""
     stages = Stages()
-    args = _parser().parse_args(argv)
+    args = parser().parse_args(argv)
     rank = int(os.environ.get("RANK", "0"))
     try:
         if args.explain:
@@ -47,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("\n".join(explain(read_run_config(args.config, args.override), key) for key in args.explain))
             return 0
         folder, config = _folder_and_config(args)
+        _name_code_root(args, config)
         fork = _readable_fork(args, folder, config)
         _refuse_unreadable(folder)
         _start_logging(rank, None if "SERESNET_GENERATION" in os.environ else folder)
@@ -281,6 +283,17 @@ def _folder_and_config(args: argparse.Namespace) -> tuple[RunFolder, RunConfig]:
     return folder, config
 
 
+def _name_code_root(args: argparse.Namespace, config: RunConfig) -> None:
+    """--code-root, else what the environment says, else the config file's folder if a module that the config names lies there."""
+    targets = [split_target(target)[0] for target in (config.model.target, config.train.loss_target) if target]
+    if args.code_root is not None:
+        own_code.name_root(args.code_root)
+    elif own_code.code_root() is None and args.config is not None and own_code.holds(args.config.parent, targets):
+        own_code.name_root(args.config.parent)
+    elif args.config is None and args.run_dir is not None:
+        own_code.name_root_of(args.run_dir)
+
+
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
@@ -356,42 +369,6 @@ def _start_logging(rank: int, folder: RunFolder | None) -> None:
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s {prefix}%(message)s", datefmt="%Y-%m-%d %H:%M:%S", handlers=handlers)
     if rank:
         logging.getLogger("seresnet").setLevel(logging.WARNING)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m seresnet.train", description="Train one run; started again, it goes on where it was.")
-    parser.add_argument("--config", type=Path, help="YAML file of one run (model, data, augment, optim, train)")
-    parser.add_argument("--run-dir", type=_folder, help="the run's folder; default runs/single/<name>-<run id>")
-    parser.add_argument("--explain", action="append", metavar="KEY", help="print a key's value and where it comes from, and exit")
-    parser.add_argument(
-        "--allow-numeric-change", action="store_true", help="go on with other numeric keys than at the first start (tier T2)"
-    )
-    either = parser.add_mutually_exclusive_group()
-    either.add_argument("--trial", type=_positive, metavar="STEPS", help="try the run: so many steps, save, exit; again: resume, evaluate")
-    either.add_argument("--profile", type=_traceable, metavar="STEPS", help="trace so many steps into the run's profile/, and go on")
-    parser.add_argument(
-        "--fork", type=_folder, metavar="RUN_DIR", help="begin with this run's newest checkpoint, or RUN_DIR/ckpt/FILE, in a new --run-dir"
-    )
-    parser.add_argument("override", nargs="*", metavar="key=value", help="for example optim.lr=0.05 train.device=cpu")
-    return parser
-
-
-def _folder(text: str) -> Path:
-    if not text.strip():  # Path("") is the current folder
-        raise argparse.ArgumentTypeError("it is empty. Is a shell variable not set? For the current folder write .")
-    return Path(text)
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a number of steps. Use 1 or more")
-    return int(text)
-
-
-def _traceable(text: str) -> int:
-    if _positive(text) > MOST_STEPS:
-        raise argparse.ArgumentTypeError(f"{text} steps are too many: a trace is held in memory. Use {MOST_STEPS} or fewer")
-    return int(text)
 
 
 if __name__ == "__main__":

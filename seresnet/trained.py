@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from seresnet import own_code
 from seresnet.array_file import Arrays, load_arrays
 from seresnet.augment import normalise
 from seresnet.checkpoint_files import list_checkpoints, read_metadata, read_trusted
@@ -117,6 +118,7 @@ def load(path: str | Path, *, device: str = "cpu", weights: Which = "last") -> C
 
 def load_run(folder: RunFolder, device: torch.device, weights: Which = "last") -> tuple[Classifier, Arrays]:
     """A run's classifier and the data it was trained on. Raises ConfigError where its data is neither prepared nor at hand."""
+    own_code.name_root_of(folder.path)
     record = RunRecord.read(folder)
     config = config_from_dict(record.config, f"{folder.run_yaml}: config")
     arrays = open_arrays(config)

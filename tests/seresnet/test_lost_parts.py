@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from seresnet import checkpoint, fork, train
+from seresnet import checkpoint, fork, train, train_arguments
 from seresnet.checkpoint_files import Header, digest_of, metadata, newest_trusted, read_metadata
 from seresnet.config_file import config_from_dict
 from seresnet.durable import Files
@@ -77,7 +77,8 @@ def test_a_fork_without_checkpoints_never_begins_at_step_0(forked: RunFolder, ca
 def test_a_fork_without_checkpoints_can_be_forked_again(forked: RunFolder, run_dir: Path, tmp_path: Path) -> None:
     known = RunRecord.read(forked)
     shutil.rmtree(forked.checkpoints)
-    args = train._parser().parse_args(["--config", str(tmp_path / "fork.yaml"), "--run-dir", str(forked.path), "--fork", str(run_dir)])
+    words = ["--config", str(tmp_path / "fork.yaml"), "--run-dir", str(forked.path), "--fork", str(run_dir)]
+    args = train_arguments.parser().parse_args(words)
     config = config_from_dict(known.config, "run.yaml")
     planned = train._fork(args, forked, config)
     assert planned is not None and planned.origin.parent == known.parent
