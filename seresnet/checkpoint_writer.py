@@ -30,6 +30,7 @@ from seresnet.durable import DISK, Files, write_durably
 from seresnet.errors import CheckpointError
 from seresnet.run_folder import CheckpointName, Guard, RunFolder
 from seresnet.state import TrainState, first_nonfinite
+from seresnet.threads import start_narrow
 
 log = logging.getLogger(__name__)
 
@@ -187,8 +188,7 @@ class CheckpointWriter:
         self._busy = self._closed = False
         self._newest_is_durable = True  # vacuously, before the first save
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._run, name="checkpoint-writer", daemon=True)
-        self._thread.start()
+        self._thread = start_narrow(self._run, "checkpoint-writer")
 
     @property
     def durable_step(self) -> int | None:

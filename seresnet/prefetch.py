@@ -8,6 +8,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
+from seresnet.threads import narrow_pool
+
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 
@@ -17,20 +19,21 @@ class Prefetch(Generic[Key, Value]):
 
     def __init__(self, make: Callable[[Key], Value], name: str) -> None:
         """make: pure as far as the caller can tell, and called in the thread only. name: of the thread."""
-        self._make = make
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix=name)
+        self._make, self._name = make, name
+        self._pool: ThreadPoolExecutor | None = None
         self._coming: tuple[Key, Future[Value]] | None = None
 
     def get(self, key: Key, then: Key | None) -> Value:
         """make(key), and begin with make(then), which is expected to be asked for next. Raises what make(key) raised."""
+        pool = self._pool = self._pool or narrow_pool(self._name)
         coming, self._coming = self._coming, None
         if coming is not None and coming[0] == key:
             future = coming[1]
         else:
             if coming is not None:
                 coming[1].cancel()
-            future = self._pool.submit(self._make, key)
+            future = pool.submit(self._make, key)
         # Before the wait: the thread goes on at once where the caller needs time of its own.
         if then is not None:
-            self._coming = then, self._pool.submit(self._make, then)
+            self._coming = then, pool.submit(self._make, then)
         return future.result()
