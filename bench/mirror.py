@@ -125,7 +125,10 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--variants", default=",".join(VARIANTS[:3]), help="of " + ", ".join(VARIANTS))
     parser.add_argument("--check", action="store_true", help="fail where a limit of issue 6 is not kept")
+    parser.add_argument("--quick", action="store_true", help="20 epochs, once; nothing is checked")
     args = parser.parse_args()
+    if args.quick:
+        args.epochs, args.rounds, args.check = 20, 1, False
     chosen = ["disabled", *(name for name in args.variants.split(",") if name != "disabled")]
     with tempfile.TemporaryDirectory(prefix="bench-mirror-") as place:
         train(Path(place) / "warm-up", "disabled", 10)

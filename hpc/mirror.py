@@ -341,7 +341,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     mirror_process.log_to(arguments.say_fd)
     with mirror_process.scratch(arguments.scratch) as scratch:
         stop = Stop(arguments.finish_timeout, scratch)
-        stop.install(with_parent=arguments.follow, end_fd=arguments.end_fd)
+        stop.install(with_parent=arguments.end_fd is not None, end_fd=arguments.end_fd)
         if arguments.end_fd is not None:
             os.nice(10)  # beside a training that has few cores
         try:
@@ -373,7 +373,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("sweep", type=Path, metavar="SWEEP", help="a sweep's folder, e.g. runs/ablation")
     parser.add_argument("--runs", metavar="ID,ID", help="only these runs (ids or slugs)")
     when = parser.add_mutually_exclusive_group()
-    when.add_argument("--follow", action="store_true", help="go on until the runs are over, SIGTERM, or the parent's death")
+    when.add_argument("--follow", action="store_true", help="go on until the runs are over, or Ctrl-C")
     when.add_argument("--once", action="store_true", help="publish what there is and end (the default)")
     how = "how long W&B may take for the last rows of a run (default: 300)"
     parser.add_argument("--finish-timeout", type=float, default=300.0, metavar="S", help=how)

@@ -160,7 +160,7 @@ def test_the_parents_death_ends_it(tmp_path: Path) -> None:
     sweep = FakeSweep(tmp_path, seeds=1)
     sweep.train("se", 0, range(1, 3))
     code = "import subprocess, sys; print(subprocess.Popen(sys.argv[1:], stdout=2).pid, flush=True); sys.stdin.read()"
-    command = [sys.executable, "-c", code, sys.executable, "-m", "hpc.mirror", str(sweep.folder.path), "--follow"]
+    command = [sys.executable, "-c", code, sys.executable, "-m", "hpc.mirror", str(sweep.folder.path), "--follow", "--end-fd", "0"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     parent = subprocess.Popen(command, env=environment(tmp_path / "home"), text=True, **pipes)  # type: ignore[call-overload]
     wait_for(lambda: offline_files(sweep.of("se", 0)))
