@@ -8,7 +8,7 @@ from launch_bench import SWEEP, Bench, attempt, finish
 
 from hpc import code_snapshot, relaunch, slurm_control
 from hpc.gather import gather
-from hpc.mirror import Published, _wandb_id
+from hpc.mirror_rows import wandb_id
 from hpc.paths import Plan, Submissions, SweepFolder
 from seresnet.errors import ConfigError
 
@@ -288,10 +288,7 @@ def test_a_run_that_is_trained_again_is_another_run_to_wandb(bench: Bench) -> No
     start_all(bench, "se-s1")
     plan = Plan.read(bench.sweep)
 
-    def wandb_id() -> str:
-        published = Published(run_id=plan.find("se-s1"), slug="se-s1", folder=bench.run("se-s1"))
-        return _wandb_id(published, plan)
-
-    before = wandb_id()
+    run_id, folder = plan.find("se-s1"), bench.run("se-s1")
+    before = wandb_id(plan, run_id, folder)
     bench.launch(rerun=("se-s1",))
-    assert wandb_id() == f"{before}-2"
+    assert wandb_id(plan, run_id, folder) == f"{before}-2"
