@@ -1,6 +1,5 @@
 """Threads beside the training: their kernels run on one core, whatever the training has, and they start no pool of their own."""
 
-import os
 import threading
 from pathlib import Path
 
@@ -29,7 +28,7 @@ def two_threads():
 
 
 def os_threads() -> int:
-    return len(os.listdir("/proc/self/task"))
+    return len(list(Path("/proc/self/task").iterdir()))
 
 
 def test_a_thread_and_a_pool_compute_on_one_core_and_their_caller_on_as_many_as_before(two_threads):
