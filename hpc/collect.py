@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with archive.folders(arguments.sweeps) as sweeps:
             comparison, written = _collected(arguments, sweeps, form)
             _show(comparison, arguments.format, written)
+            _name_older(written[0].parent, written)
     except ToolkitError as error:
         print(error, file=sys.stderr)
         return 2
@@ -60,7 +61,7 @@ def _collected(arguments: argparse.Namespace, sweeps: Sequence[Path], form: str)
         sweeps,
         arguments.baseline,
         arguments.output or archive.beside(arguments.sweeps),
-        bool(arguments.figures),
+        not arguments.no_figures,
         by=arguments.by,
         metrics=arguments.metric or DEFAULT,
         form=form,
@@ -195,6 +196,20 @@ def _words(text: str) -> list[str]:
     if not all(words):
         raise argparse.ArgumentTypeError(f"{text!r} has an empty name. Separate names by single commas")
     return words
+
+
+def _name_older(output: Path, written: Sequence[Path]) -> None:
+    """A page or pictures of an earlier table must not be taken for this one's."""
+    left = [path for path in (output / "report.html", output / "figures") if path.exists() and not _is_among(path, written)]
+    if left:
+        names = " and ".join(path.name for path in left)
+        print(
+            f"{names} there {'is' if len(left) == 1 else 'are'} of an earlier table: leave --no-figures and --no-page out", file=sys.stderr
+        )
+
+
+def _is_among(path: Path, written: Sequence[Path]) -> bool:
+    return any(path == other or path in other.parents for other in written)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

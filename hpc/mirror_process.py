@@ -27,6 +27,7 @@ Mode = Literal["online", "offline", "disabled"]
 ANSWER_WITHIN_S = 3.0
 
 LATER = "python -m hpc.mirror on this sweep uploads it"
+KEY_FIRST = "with WANDB_API_KEY set (or after `wandb login`)"
 
 _DEFAULT_SERVER = "https://api.wandb.ai"
 
@@ -94,7 +95,7 @@ def mode_without_asking(wanted: WandbMode, environ: Mapping[str, str]) -> tuple[
         return "offline", "the sweep or WANDB_MODE says so"
     server = server_of(environ)
     if not has_key(environ, server):
-        return "offline", f"no key: set WANDB_API_KEY or run `wandb login`; then {LATER}"
+        return "offline", f"no key; {KEY_FIRST} {LATER}"
     return "online", f"there is a key for {server}"
 
 
@@ -107,7 +108,7 @@ def plan_line(wanted: WandbMode, environ: Mapping[str, str]) -> str:
         return f"W&B: offline; later {LATER}"
     server = server_of(environ)
     if not has_key(environ, server):
-        return f"W&B: offline: no key: set WANDB_API_KEY or run `wandb login`, or later {LATER}"
+        return f"W&B: offline, no key: rows are kept in files; {KEY_FIRST} {LATER}"
     return f"W&B: online where {server} answers, else offline"
 
 

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """0, or 2 for what the user can mend."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if not arguments.corruptions and (arguments.adapt_bn is not None or arguments.corruption_files):
+        parser.error("--adapt-bn and --corruption-files say how to evaluate on corrupted images: add --corruptions")
     try:
         return _run(arguments)
     except (ToolkitError, OSError) as error:
@@ -93,8 +96,16 @@ def _shifts(
         tta=arguments.tta,
         source_share=arguments.adapt_bn,
         published=arguments.corruption_files,
-        progress=lambda name, severity: print(f"\r{name} {severity}/5".ljust(40), end="", file=sys.stderr, flush=True),
+        progress=_say_progress,
     )
+
+
+def _say_progress(name: str, severity: int) -> None:
+    """In one line of a terminal; of a log, a line a corruption."""
+    if sys.stderr.isatty():
+        print(f"\r{name} {severity}/5".ljust(40), end="\r", file=sys.stderr, flush=True)
+    elif severity == 1:
+        print(name, file=sys.stderr, flush=True)
 
 
 def _evaluated(classifier: "Classifier", test: "TestSet", shifts: "Sequence[Shift]", *, tta: bool) -> "Evaluated":

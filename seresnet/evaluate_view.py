@@ -16,7 +16,6 @@ import numpy.typing as npt
 
 from seresnet.array_file import Arrays
 from seresnet.calibration import Floats, Scores, hardest, reliability
-from seresnet.config import to_dict
 from seresnet.durable import write_durably, write_json_durably
 from seresnet.robustness import SEVERITIES, Shift, TestSet, mean_accuracy
 from seresnet.trained import Classifier
@@ -46,10 +45,9 @@ class Evaluated:
 
 
 def arm_of(classifier: Classifier) -> str:
-    """The run's slug without its seed, as the launcher writes it; else the slug, or the file."""
+    """The run's slug without its seed, which the launcher writes behind it ("se-s0"); else the slug, or the file."""
     slug = classifier.origin.partition("(")[2].partition(")")[0] or classifier.origin
-    head, _, seed = slug.rpartition("-seed")
-    return head if seed == str(to_dict(classifier.config)["train"]["seed"]) and head else slug
+    return slug.removesuffix(f"-s{classifier.config.train.seed}")
 
 
 def write(

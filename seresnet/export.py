@@ -130,7 +130,7 @@ def _formats(text: str) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m seresnet.export", description="A trained run's network for other programs.")
-    parser.add_argument("run", metavar="RUN", help="a run's folder, or SWEEP/NAME")
+    parser.add_argument("run", metavar="RUN", help="a run's folder, such as runs/demo/se-s0: its id may be left out")
     parser.add_argument("folder", type=Path, metavar="DIR", help="where the files go")
     parser.add_argument(
         "--formats", type=_formats, default=",".join(FORMATS), metavar="A,B", help=f"of {', '.join(FORMATS)} (default: all)"

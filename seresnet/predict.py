@@ -94,7 +94,12 @@ def _share(text: str) -> float:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m seresnet.predict", description="Classify images without labels.")
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run, an exported file, or a sweep; several are averaged")
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="a run's folder, such as runs/demo/se-s0, an exported file, or a sweep; several are averaged",
+    )
     parser.add_argument(
         "--input", type=Path, required=True, metavar="FILE", help=".pkl with key b'data', .npy, or a folder or archive of images"
     )

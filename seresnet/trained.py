@@ -100,7 +100,7 @@ def load(path: str | Path, *, device: str = "cpu", weights: Which = "last") -> C
     """The classifier in a run's folder, or in a file that `python -m seresnet.export` wrote.
 
         import seresnet
-        classifier = seresnet.load("runs/demo/se-seed0-3f9c12ab4d5e")
+        classifier = seresnet.load("runs/demo/se-s0")
         classifier.probabilities(images)   # (N, 32, 32, 3) uint8 -> (N, 10)
 
     Raises ConfigError and CheckpointError, naming the path and what is wrong.

@@ -126,3 +126,9 @@ def test_an_unfinished_run_is_refused_by_name(two_runs: list[Path], tmp_path: Pa
     (tmp_path / "run/run.yaml").write_text((two_runs[0] / "run.yaml").read_text())
     assert main([str(tmp_path / "run")]) == 2
     assert "is not finished, so there is no network to evaluate" in capsys.readouterr().err
+
+
+def test_options_of_corrupted_images_without_corruptions_are_refused(two_runs: list[Path], capsys) -> None:
+    with pytest.raises(SystemExit) as left:
+        main([str(two_runs[0]), "--adapt-bn"])
+    assert left.value.code == 2 and "add --corruptions" in capsys.readouterr().err

@@ -101,7 +101,7 @@ def test_an_export_needs_neither_run_nor_data(two_runs: list[Path], tmp_path: Pa
     write_weights(seresnet.load(two_runs[0]), tmp_path / "w.safetensors")
     monkeypatch.setattr("seresnet.trained.open_arrays", lambda config: pytest.fail("asked for the data"))
     found = seresnet.load(tmp_path / "w.safetensors")
-    assert found.classes == tuple("0123456789") and "se-seed0" in found.origin
+    assert found.classes == tuple("0123456789") and "se-s0" in found.origin
 
 
 @pytest.mark.parametrize("content", [b"", b"\x10\0\0\0\0\0\0\0{}", b"x" * 400])

@@ -21,7 +21,7 @@ def train_two(root: Path) -> list[Path]:
             "optim": {"lr": 0.1, "warmup_epochs": 1, "ema_decay": 0.5},
             "train": {"epochs": 3, "global_batch_size": 32, "device": "cpu", "amp": "off", "seed": seed},
         }
-        path, folder = root / f"seed{seed}.yaml", root / "sweep" / f"se-seed{seed}"
+        path, folder = root / f"seed{seed}.yaml", root / "sweep" / f"se-s{seed}"  # as hpc.sweep names runs
         path.write_text(yaml.safe_dump(config))
         command = [sys.executable, "-m", "seresnet.train", "--config", str(path), "--run-dir", str(folder)]
         done = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120)
