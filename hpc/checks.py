@@ -166,8 +166,9 @@ def _unequal_seeds(comparison: Comparison) -> Iterator[str]:
             lacking.setdefault(missing, []).append(arm.arm)
     for seeds, arms in lacking.items():
         yield (
-            f"MISSING SEEDS: {_names(arms)} {_have(arms)} no finished run of seed {_ranges(seeds)}, which other arms have. Means are"
-            " over different seeds, the paired difference is over equal ones: finish these runs, ask for them (`seeds:`), or quote the difference."
+            f"MISSING SEEDS: {_names(arms)} {_have(arms)} no finished run of seed {_ranges(seeds)}, which other arms have. Means are over"
+            " different seeds, the paired difference is over equal ones: finish these runs, ask for them (`seeds:`),"
+            " or quote the difference."
         )
 
 
