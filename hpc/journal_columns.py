@@ -28,6 +28,8 @@ _SUM_KEY = f'"{journal.SUM}": '.encode()
 _OPEN = zlib.crc32(b"{")
 #: json.loads takes a longer integer than 64 bits; its float would pass as a number.
 _LONG = 2.0**62
+#: From so many lines on it pays to parse them together.
+_MANY = 10
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def _has_only_grown(earlier: Sequence[ReadFile], looks: Sequence[tuple[ReadFile,
 def parse(data: bytes) -> tuple[np.ndarray, int]:
     """(columns of the lines that are records, in their order; how many are not)."""
     lines = [line for line in data.splitlines() if line.strip()]
-    found = _parse_together(lines) if lines else None
+    found = _parse_together(lines) if len(lines) >= _MANY else None
     if found is not None:
         return found, 0
     records = [record for record in map(journal.parse, lines) if record is not None]
