@@ -43,7 +43,7 @@ SEEDS = 100
 CHANGED = 100
 TEMPLATES = 16
 PLAIN_RUNS = 200
-ROUNDS = 5
+ROUNDS = 3
 WARM_S, HISTORIES_S, CHANGED_S, PEAK_MIB = 2.0, 6.0, 0.3, 500.0
 
 
@@ -131,15 +131,14 @@ def _run(part: str, sweep: SweepFolder) -> dict[str, Any]:
 
 def _table(sweep: Path, with_histories: bool = False) -> dict[str, Any]:
     from hpc import stats, tables
+    from hpc.comparison import compare
     from hpc.gather import gather
     from hpc.history import COLUMNS
 
     started = time.perf_counter()
     gathered = gather([sweep])
     gather_s = time.perf_counter() - started
-    baseline = stats.choose_baseline(gathered.arms, None)
-    arms = stats.summarise(gathered, baseline)
-    text = tables.markdown(tables.Comparison(title="bench", baseline=baseline, gathered=gathered, arms=arms))
+    text = tables.markdown(compare(gathered))
     text += stats.runs_csv(gathered.rows)
     if with_histories:
         numbers = sum(row.history.column(key).size for row in gathered.rows for key in COLUMNS)

@@ -40,7 +40,9 @@ exit: 0 done (or whole), 1 --verify found damage, 2 refused or an error, 130 Ctr
 #: Of a sweep's folder and of a run's: what tables, status and a person need; all of it is small.
 _OF_SWEEP = frozenset(("plan.json", "submission.json", "sweep.yaml", "plan.txt", "hold.json", "cleaned.json"))
 _OF_RUN = frozenset(("run.yaml", "result.json", "log.txt", "cleaned.json"))
-_NOT_RUNS = frozenset(("code", "trials", "figures"))
+#: Of hpc.collect_cache: elsewhere the files have other identities, and it is of no use.
+_CACHE = ".collect"
+_NOT_RUNS = frozenset(("code", "trials", "figures", _CACHE))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -123,7 +125,7 @@ def is_record(way: PurePosixPath, is_folder: bool) -> bool:
 
 
 def _is_any(way: PurePosixPath, is_folder: bool) -> bool:
-    return True
+    return way.parts[:1] != (_CACHE,)
 
 
 # --- into an archive ---

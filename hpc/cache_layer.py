@@ -59,18 +59,37 @@ class Blocks:
     def column(self, block: Block, run_id: str, key: str) -> np.ndarray | None:
         """float64, one value an epoch; None where the bytes are not those that were written for this run and column."""
         place = COLUMNS.index(key)
-        start = block.offset + sum(_column_size(kind, block.epochs) for kind in block.kinds[:place])
-        kind = block.kinds[place]
+        start = sum(_column_size(kind, block.epochs) for kind in block.kinds[:place])
         try:
-            data = os.pread(self._handle, _column_size(kind, block.epochs), start)
+            data = os.pread(self._handle, _column_size(block.kinds[place], block.epochs), block.offset + start)
         except OSError:
             return None
-        payload, told = data[: -_SUM.size], data[-_SUM.size :]
-        if len(data) != _column_size(kind, block.epochs) or told != _checksum(payload, run_id, key):
+        return _decoded(data, block.kinds[place], block.epochs, run_id, key)
+
+    def columns(self, block: Block, run_id: str) -> np.ndarray | None:
+        """All of them, (columns, epochs); None where one is not what was written."""
+        try:
+            data = self.raw(block)
+        except OSError:
             return None
-        if kind == "c":
-            return np.full(block.epochs, np.frombuffer(payload, dtype="<f8")[0])
-        return np.frombuffer(payload, dtype=_KINDS[kind]).astype(np.float64)
+        found, start = [], 0
+        for key, kind in zip(COLUMNS, block.kinds, strict=True):
+            end = start + _column_size(kind, block.epochs)
+            column = _decoded(data[start:end], kind, block.epochs, run_id, key)
+            if column is None:
+                return None
+            found.append(column)
+            start = end
+        return np.stack(found)
+
+
+def _decoded(data: bytes, kind: str, epochs: int, run_id: str, key: str) -> np.ndarray | None:
+    payload, told = data[: -_SUM.size], data[-_SUM.size :]
+    if len(data) != _column_size(kind, epochs) or told != _checksum(payload, run_id, key):
+        return None
+    if kind == "c":
+        return np.full(epochs, np.frombuffer(payload, dtype="<f8")[0])
+    return np.frombuffer(payload, dtype=_KINDS[kind]).astype(np.float64)
 
 
 def encoded(values: np.ndarray, run_id: str) -> tuple[bytes, str]:
@@ -85,14 +104,19 @@ def encoded(values: np.ndarray, run_id: str) -> tuple[bytes, str]:
 
 def _narrowed(column: np.ndarray) -> tuple[str, bytes]:
     bits = column.view(np.int64)
-    if len(column) and (bits == bits[0]).all():
+    if len(column) and bits[-1] == bits[0] and (bits == bits[0]).all():
         return "c", column[:1].astype("<f8").tobytes()
     with np.errstate(all="ignore"):  # NaN and too large numbers have no integer: then the bits differ
-        for kind, dtype in _KINDS.items():
-            small = column.astype(dtype)
+        for kind in _kinds_of(float(column[0])) if len(column) else ():
+            small = column.astype(_KINDS[kind])
             if (small.astype(np.float64).view(np.int64) == bits).all():
                 return kind, small.tobytes()
-    raise AssertionError("a float64 is not itself")
+    return "d", column.astype(_KINDS["d"]).tobytes()
+
+
+def _kinds_of(first: float) -> str:
+    """What is worth trying, by the first number: most columns are of floats, and five attempts at each take longer than to parse them."""
+    return ("bhi" if first.is_integer() else "") + ("f" if first != first or float(np.float32(first)) == first else "")
 
 
 def _column_size(kind: str, epochs: int) -> int:

@@ -105,8 +105,7 @@ class _Columns:
 
     def stored(self) -> np.ndarray | None:
         """All columns; None where the block is damaged."""
-        found = [self._blocks.column(self.block, self._run_id, key) for key in COLUMNS]
-        return None if any(column is None for column in found) else np.stack(found)  # type: ignore[arg-type]
+        return self._blocks.columns(self.block, self._run_id)
 
     def _again(self) -> np.ndarray:
         if self._values is None:

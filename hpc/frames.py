@@ -26,7 +26,7 @@ class Loaded(NamedTuple):
 
 
 def load(*sweeps: str | Path) -> Loaded:
-    """The runs of one or several sweeps, and all their epochs.
+    """The runs of one or several sweeps (folders, or archives of hpc.archive), and all their epochs.
 
     runs: one row a run, finished or not, as in runs.csv, then device_hours (GPU-hours of a cuda run, core-hours of a cpu run), restarts,
     seconds_per_epoch, and every config key as "section.key". history: one row an epoch and run: sweep, run_id, arms, seed, and every
@@ -54,10 +54,12 @@ def load(*sweeps: str | Path) -> Loaded:
     except ModuleNotFoundError as error:
         advice = "Use the Python of the training environment (make setup): it has all that tables need."
         raise ConfigError(f"{error.name} is not installed here. {advice}") from error
+    from hpc.archive import folders
     from hpc.gather import gather
 
-    rows = gather(list({Path(sweep).resolve(): Path(sweep) for sweep in sweeps}.values())).rows
-    return Loaded(runs=_runs(rows), history=_history(rows))
+    with folders(list({Path(sweep).resolve(): Path(sweep) for sweep in sweeps}.values())) as found:
+        rows = gather(found).rows
+        return Loaded(runs=_runs(rows), history=_history(rows))
 
 
 def _runs(rows: "Sequence[RunRow]") -> "pd.DataFrame":
@@ -97,7 +99,7 @@ def _history(rows: "Sequence[RunRow]") -> "pd.DataFrame":
     rows = [row for row in rows if len(row.history)]
     lengths = [len(row.history) for row in rows]
 
-    def told(values: list[str]) -> "pd.Categorical":
+    def told(values: list[str]) -> "pd.Categorical[str]":
         # A text for each of nine million epochs would take more memory than all their numbers.
         names = list(dict.fromkeys(values))
         places = {name: place for place, name in enumerate(names)}

@@ -28,6 +28,8 @@ _SUM_KEY = f'"{journal.SUM}": '.encode()
 _OPEN = zlib.crc32(b"{")
 #: json.loads takes a longer integer than 64 bits; its float would pass as a number.
 _LONG = 2.0**62
+#: From so many lines on it pays to parse them together.
+_MANY = 10
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,9 @@ class Earlier:
 def read(folder: RunFolder, earlier: Earlier | None = None) -> Journal:
     """Read and merge the journal's files; of one that only grew since an earlier reading, the new lines. Raises OSError."""
     contents = [(name, (folder.metrics / name).read_bytes()) for name in journal.names(folder)]
-    files = tuple(_seen(name, data) for name, data in contents)
-    known = earlier.values() if earlier is not None and _has_only_grown(earlier.files, contents) else None
+    sizes = {seen.name: seen.size for seen in earlier.files} if earlier else {}
+    looks = [_look(name, data, sizes.get(name, 0)) for name, data in contents]
+    known = earlier.values() if earlier is not None and _has_only_grown(earlier.files, looks) else None
     if earlier is not None and known is not None:
         parts, bad = [known], dict(earlier.bad)
         contents = [(name, data[seen.size :]) for (name, data), seen in zip(contents, earlier.files, strict=True)]
@@ -73,29 +76,31 @@ def read(folder: RunFolder, earlier: Earlier | None = None) -> Journal:
         parts.append(values)
         if torn:
             bad[name] = bad.get(name, 0) + torn
-    return Journal(values=_merged(parts), bad=bad, files=files)
+    return Journal(values=_merged(parts), bad=bad, files=tuple(seen for seen, _ in looks))
 
 
-def _seen(name: str, data: bytes) -> ReadFile:
-    is_whole = not data or data.endswith(b"\n")
-    return ReadFile(name=name, size=len(data), sha256=hashlib.sha256(data).hexdigest(), is_whole=is_whole)
+def _look(name: str, data: bytes, before: int) -> tuple[ReadFile, str]:
+    """(the file, the digest of what it began with, as long as it was before): hashed once, because it takes longer than to read."""
+    digest = hashlib.sha256(data[:before])
+    start = digest.hexdigest()
+    digest.update(memoryview(data)[before:])
+    return ReadFile(name=name, size=len(data), sha256=digest.hexdigest(), is_whole=not data or data.endswith(b"\n")), start
 
 
-def _has_only_grown(earlier: Sequence[ReadFile], contents: Sequence[tuple[str, bytes]]) -> bool:
+def _has_only_grown(earlier: Sequence[ReadFile], looks: Sequence[tuple[ReadFile, str]]) -> bool:
     """Whether every file begins with what was read of it, and only the last, whose records count most, goes on after that."""
-    if not earlier or [seen.name for seen in earlier] != [name for name, _ in contents]:
+    if not earlier or [seen.name for seen in earlier] != [now.name for now, _ in looks]:
         return False
-    sizes = [len(data) for _, data in contents]
-    is_longer = [size > seen.size for size, seen in zip(sizes, earlier, strict=True)]
+    is_longer = [now.size > seen.size for (now, _), seen in zip(looks, earlier, strict=True)]
     if any(is_longer[:-1]) or (is_longer[-1] and not earlier[-1].is_whole):
         return False
-    return all(hashlib.sha256(data[: seen.size]).hexdigest() == seen.sha256 for (_, data), seen in zip(contents, earlier, strict=True))
+    return all(start == seen.sha256 for (_, start), seen in zip(looks, earlier, strict=True))
 
 
 def parse(data: bytes) -> tuple[np.ndarray, int]:
     """(columns of the lines that are records, in their order; how many are not)."""
     lines = [line for line in data.splitlines() if line.strip()]
-    found = _parse_together(lines) if lines else None
+    found = _parse_together(lines) if len(lines) >= _MANY else None
     if found is not None:
         return found, 0
     records = [record for record in map(journal.parse, lines) if record is not None]

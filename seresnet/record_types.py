@@ -42,6 +42,8 @@ def conforms(value: Any, hint: Any) -> bool:
     if origin is types.UnionType:
         return any(conforms(value, arg) for arg in args)
     if origin is list:
+        if args == (int,) and isinstance(value, list) and set(map(type, value)) == {int}:
+            return is_short(max(value)) and is_short(min(value))  # a confusion matrix has 100 or 10,000 of them
         return isinstance(value, list) and all(conforms(item, args[0]) for item in value)
     if origin is tuple:
         return isinstance(value, tuple) and all(conforms(item, args[0]) for item in value)

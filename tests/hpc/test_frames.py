@@ -14,6 +14,7 @@ from fake_sweep import FakeSweep
 
 import hpc
 from hpc import frames
+from hpc.archive import archive
 from seresnet.errors import ConfigError
 
 
@@ -100,10 +101,14 @@ def test_importing_hpc_imports_neither_pandas_nor_numpy() -> None:
         hpc.loda  # type: ignore[attr-defined]  # noqa: B018
 
 
-def test_a_sweep_that_was_copied_loads_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["copy", "sweep.tar"])
+def test_a_sweep_that_was_copied_or_archived_loads_the_same(tmp_path: Path, place: str) -> None:
     sweep = FakeSweep(tmp_path, epochs=2).finish_all()
     first = hpc.load(sweep.folder.path)
-    shutil.copytree(sweep.folder.path, tmp_path / "copy")
-    again = hpc.load(tmp_path / "copy")
+    if place == "copy":
+        shutil.copytree(sweep.folder.path, tmp_path / place)
+    else:
+        archive(sweep.folder.path, tmp_path / place)
+    again = hpc.load(tmp_path / place)
     pd.testing.assert_frame_equal(first.history, again.history)
     pd.testing.assert_frame_equal(first.runs, again.runs)

@@ -16,6 +16,12 @@ from seresnet import journal
 from seresnet.run_folder import RunFolder
 
 
+@pytest.fixture(autouse=True)
+def few_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short journals are parsed as long ones are."""
+    monkeypatch.setattr(journal_columns, "_MANY", 1)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> RunFolder:
     made = RunFolder(path=tmp_path / "run")
