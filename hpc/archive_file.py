@@ -233,7 +233,7 @@ def reading(path: Path) -> Iterator[Archive]:
             yield _opened(path, file)
     except FileNotFoundError as error:
         raise ArchiveError(f"{path}: there is no such file.") from error
-    except (tarfile.TarError, EOFError) as error:
+    except (tarfile.TarError, EOFError, RecursionError) as error:
         raise ArchiveError(f"{path}: cannot be read as an archive: {error}. {_ANOTHER}") from error
 
 
@@ -242,7 +242,7 @@ def _opened(path: Path, file: BinaryIO) -> Archive:
         # "r:" and not "r": a compressed file may unpack to anything.
         tar = tarfile.open(fileobj=file, mode="r:", tarinfo=_Careful, encoding="utf-8", errors="strict")  # noqa: SIM115 - the file is closed
         members, last = _members(path, tar)
-    except (tarfile.TarError, UnicodeDecodeError, ValueError) as error:
+    except (tarfile.TarError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise ArchiveError(f"{path}: not an archive of hpc.archive, or damaged: {error}. {_ANOTHER}") from error
     if last is None:
         raise ArchiveError(f"{path}: has no {LIST} at its end: it is cut off, damaged, or was not made by hpc.archive. {_ANOTHER}")

@@ -139,7 +139,7 @@ class Layer:
     def open(cls, path: Path) -> "Layer | None":
         """None for a file that is no layer, or cannot be read."""
         try:
-            handle = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | getattr(os, "O_CLOEXEC", 0))  # a pipe of that name would never end
         except OSError:
             return None
         blocks = Blocks(handle)

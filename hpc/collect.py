@@ -16,7 +16,7 @@ from hpc import figure_names
 from hpc.arguments import folder
 from hpc.metrics import DEFAULT, METRICS
 from seresnet.durable import write_durably
-from seresnet.errors import ConfigError, ToolkitError
+from seresnet.errors import ConfigError, ToolkitError, printable
 
 if TYPE_CHECKING:
     from hpc.comparison import Comparison
@@ -46,6 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ToolkitError as error:
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted: type it again", file=sys.stderr)
+        return 130
     except OSError as error:
         place = error.filename or arguments.output or arguments.sweeps[0]
         print(f"{place}: {error.strerror or error}", file=sys.stderr)
@@ -181,7 +184,7 @@ def _show(comparison: "Comparison", form: str | None, written: Sequence[Path]) -
     else:
         print(text(comparison, form or "md"), end="")
     if form in ("csv", "latex"):  # whose readers skip comments, or have none
-        print("\n".join([tables.headline(comparison.gathered), *tables.warnings(comparison)]), file=sys.stderr)
+        print("\n".join(map(printable, [tables.headline(comparison.gathered), *tables.warnings(comparison)])), file=sys.stderr)
     # To stderr, so that a piped table is a table.
     print("\nwrote " + " ".join(map(str, written)), file=sys.stderr)
 

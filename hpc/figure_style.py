@@ -15,6 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 
+from seresnet.errors import printable
+
 #: Okabe & Ito 2008, without yellow, which is too pale for lines on white. Black comes last.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 
@@ -94,7 +96,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 def heading(figure: Figure, text: str, width: float = COLUMN) -> None:
     """Above everything, at the left edge, folded to the width."""
-    figure.suptitle(fold(text, int(width * 17.5)), x=0.01, ha="left", fontsize=8)
+    figure.suptitle(fold(printable(text), int(width * 17.5)), x=0.01, ha="left", fontsize=8)
 
 
 def legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str], width: float = COLUMN) -> None:

@@ -47,12 +47,13 @@ class RunRow:
     result: TrainResult | None = None
     history: History = field(default_factory=History)
     spans: tuple[Span, ...] = ()  # its attempts, oldest first
+    spans_elsewhere: tuple[tuple[str | None, tuple[Span, ...]], ...] = ()  # arm of another sweep (None: any) -> its attempts there
     epochs_planned: int | None = None
 
     @property
     def restarts(self) -> int:
-        """Attempts after the first."""
-        return max(0, len(self.spans) - 1)
+        """Attempts after the first, in each sweep that has it."""
+        return sum(max(0, len(spans) - 1) for spans in self.costs())
 
     @property
     def device_kind(self) -> Literal["gpu", "cpu"] | None:
@@ -62,8 +63,17 @@ class RunRow:
 
     @property
     def device_hours(self) -> float:
-        """Held by all its attempts, whatever came of them."""
-        return sum(span.device_hours for span in self.spans)
+        """Held by all its attempts, whatever came of them, in each sweep that has it."""
+        return sum(span.device_hours for spans in self.costs() for span in spans)
+
+    def costs(self, arm: str | None = None) -> list[tuple[Span, ...]]:
+        """Its attempts, by sweep: those that an arm paid for, or all of them."""
+        elsewhere = dict(self.spans_elsewhere)
+        if arm in elsewhere and arm is not None:
+            return [elsewhere[arm]]
+        if arm is not None and None not in elsewhere:
+            return [self.spans]
+        return [self.spans, *{id(spans): spans for _, spans in self.spans_elsewhere}.values()]
 
     @property
     def epochs_done(self) -> int:
@@ -146,7 +156,7 @@ def _each_once(rows: Sequence[RunRow]) -> tuple[list[RunRow], list[str]]:
     for place, row in enumerate(rows):
         key = (row.run_id, row.result.state_digest if row.result else place)
         known = found.get(key)
-        found[key] = row if known is None else replace(known, arms=(*known.arms, *row.arms))
+        found[key] = row if known is None else _joined(known, row)
     finished: dict[str, list[RunRow]] = {}
     for row in found.values():
         if row.result is not None:
@@ -157,6 +167,12 @@ def _each_once(rows: Sequence[RunRow]) -> tuple[list[RunRow], list[str]]:
         if len(same) > 1
     ]
     return list(found.values()), lines
+
+
+def _joined(known: RunRow, row: RunRow) -> RunRow:
+    """One run for the means; what it cost, each sweep paid for itself."""
+    elsewhere = (*known.spans_elsewhere, *((arm, row.spans) for arm in row.arms))
+    return replace(known, arms=(*known.arms, *row.arms), spans_elsewhere=elsewhere)
 
 
 class _Notes:

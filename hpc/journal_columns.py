@@ -4,11 +4,15 @@ Lines as seresnet.journal.append lays them out are checked and parsed many at a 
 decides alone what is torn or foreign. One invariant: the columns equal those of the merged records, number for number.
 """
 
+import errno
 import hashlib
 import operator
+import os
+import stat
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 import numpy as np
 
@@ -62,7 +66,7 @@ class Earlier:
 
 def read(folder: RunFolder, earlier: Earlier | None = None) -> Journal:
     """Read and merge the journal's files; of one that only grew since an earlier reading, the new lines. Raises OSError."""
-    contents = [(name, (folder.metrics / name).read_bytes()) for name in journal.names(folder)]
+    contents = [(name, read_plain(folder.metrics / name)) for name in journal.names(folder)]
     sizes = {seen.name: seen.size for seen in earlier.files} if earlier else {}
     looks = [_look(name, data, sizes.get(name, 0)) for name, data in contents]
     known = earlier.values() if earlier is not None and _has_only_grown(earlier.files, looks) else None
@@ -77,6 +81,15 @@ def read(folder: RunFolder, earlier: Earlier | None = None) -> Journal:
         if torn:
             bad[name] = bad.get(name, 0) + torn
     return Journal(values=_merged(parts), bad=bad, files=tuple(seen for seen, _ in looks))
+
+
+def read_plain(path: Path) -> bytes:
+    """The bytes of a file; raises OSError for a pipe, a device or a socket, which might never end."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a plain file", str(path))
+        return file.read()
 
 
 def _look(name: str, data: bytes, before: int) -> tuple[ReadFile, str]:

@@ -49,7 +49,7 @@ class Cursor:
                     epoch=int(value["epoch"]), segments=tuple(value["segments"]), complete=value["complete"],
                     wandb_id=value.get("wandb_id"), closing=closing,
                 )  # fmt: skip
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
             pass
         return cls()
 

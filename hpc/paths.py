@@ -312,6 +312,8 @@ def _check(plan: Plan) -> None:
     for key, value in texts.items():
         if not isinstance(value, str):
             raise ValueError(f"{key} is {value!r}")
+    if not _is_name(plan.sweep):  # folders are named after it
+        raise ValueError(f"sweep {plan.sweep!r} is not a name")
     if not all(isinstance(text, str) for text in plan.overrides):
         raise ValueError(f"overrides are {plan.overrides!r}")
     for run_id, entry in plan.runs.items():
@@ -319,6 +321,10 @@ def _check(plan: Plan) -> None:
             raise ValueError(f"run {run_id}: folder {entry.folder!r} is not the name of a folder beside this file")
         if not isinstance(entry.slug, str) or not _is_name(entry.slug):
             raise ValueError(f"run {run_id}: slug {entry.slug!r} is not a name")
+        if unknown := [arm for arm in entry.arms if arm not in plan.arms]:
+            raise ValueError(f"run {run_id}: is in arm {unknown[0]!r}, which is not in it")
+    if steering := [arm for arm in plan.arms if not isinstance(arm, str) or not arm.isprintable()]:
+        raise ValueError(f"arm {steering[0]!r} is not a name")
     for name, run_ids in (*plan.arms.items(), *plan.tasks.items()):
         if unknown := [run_id for run_id in run_ids if run_id not in plan.runs]:
             raise ValueError(f"{name} names run {unknown[0]!r}, which is not in it")

@@ -23,7 +23,7 @@ def regroup(gathered: Gathered, keys: Sequence[str]) -> Gathered:
     """
     for key in keys:
         _check(key, gathered.rows)
-    rows = [replace(row, arms=(group_of(row, keys),)) if row.arms else row for row in _once(gathered.rows)]
+    rows = [_regrouped(row, group_of(row, keys)) if row.arms else row for row in _once(gathered.rows)]
     arms = dict.fromkeys(row.arms[0] for row in rows if row.arms)
     arms = {arm: None for arm in arms if arm != UNKNOWN} | {arm: None for arm in arms if arm == UNKNOWN}
     return Gathered(arms=tuple(arms), rows=tuple(rows), skipped=gathered.skipped)
@@ -47,13 +47,22 @@ def show(value: Any) -> str:
     return f"[{', '.join(map(show, value))}]" if isinstance(value, list | tuple) else str(value)
 
 
+def _regrouped(row: RunRow, group: str) -> RunRow:
+    return replace(row, arms=(group,), spans_elsewhere=tuple((None, spans) for _, spans in row.spans_elsewhere))
+
+
 def _once(rows: Sequence[RunRow]) -> list[RunRow]:
-    """Of rows with one run id the first that is finished, else the first, in the place of the first."""
+    """Of rows with one run id the first that is finished, else the first, in the place of the first; it has the cost of all."""
     found: dict[str, RunRow] = {}
     for row in rows:
-        known = found.setdefault(row.run_id, row)
-        if row.arms and (not known.arms or (known.state != "finished" and row.state == "finished")):
+        known = found.get(row.run_id)
+        if known is None:
             found[row.run_id] = row
+            continue
+        is_better = row.arms and (not known.arms or (known.state != "finished" and row.state == "finished"))
+        kept, other = (row, known) if is_better else (known, row)
+        cost = (*kept.spans_elsewhere, (None, other.spans), *other.spans_elsewhere) if other.arms else kept.spans_elsewhere
+        found[row.run_id] = replace(kept, spans_elsewhere=cost)
     return list(found.values())
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 from hpc.gather import Gathered, RunRow
 from hpc.metrics import DEFAULT, METRICS
 from hpc.states import STATES
-from seresnet.errors import ConfigError
+from seresnet.errors import ConfigError, printable
 from seresnet.run_folder import TrainResult
 
 #: Columns of runs.csv that the result tells, in order. Percentages are 0..100.
@@ -117,7 +117,7 @@ class ArmSummary:
 
 def choose_baseline(arms: Sequence[str], wanted: str | None) -> str:
     """The wanted arm; else the one called baseline, else the first. "arm" means "sweep/arm" where only one sweep has it."""
-    name = wanted or "baseline"
+    name = "baseline" if wanted is None else wanted
     found = [arm for arm in arms if arm == name] or [arm for arm in arms if arm.rpartition("/")[2] == name]
     if wanted is None and arms:
         return found[0] if found else arms[0]
@@ -162,7 +162,19 @@ _OF_RUNS: Mapping[str, Callable[[RunRow], object]] = {
 
 def runs_csv(rows: Sequence[RunRow]) -> str:
     """The whole of runs.csv: every run of the sweep, finished or not."""
-    return runs_frame(rows).to_csv(index=False, lineterminator="\n")
+    frame = runs_frame(rows)
+    for name, column in frame.items():
+        if column.dtype == object or isinstance(column.dtype, pd.StringDtype):
+            frame[name] = column.map(inert)
+    return frame.to_csv(index=False, lineterminator="\n")
+
+
+def inert(value: object) -> object:
+    """Text that neither steers a terminal nor is a formula to a spreadsheet; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    shown = printable(value)
+    return f"'{shown}" if shown[:1] in ("=", "@") else shown
 
 
 def seconds_per_epoch(result: TrainResult) -> float | None:
@@ -187,8 +199,8 @@ def summarise(gathered: Gathered, baseline: str, metric: str = DEFAULT[0]) -> tu
             seeds=tuple(sorted(row.seed for row in rows if row.state == "finished" and row.seed is not None)),
             metrics={name: spreads[name].get(arm) for name in METRICS},
             difference=None if arm == baseline else differences.get(arm),
-            device_hours=_hours(rows),
-            restarts=sum(row.restarts for row in rows),
+            device_hours=_hours(arm, rows),
+            restarts=sum(max(0, len(spans) - 1) for row in rows for spans in row.costs(arm)),
             states=count_states(rows),
         )
         for arm, rows in arms.items()
@@ -217,11 +229,12 @@ def _numbers(rows: Sequence[RunRow], key: str) -> tuple[int, ...]:
     return tuple(sorted({number for row in rows if row.result and (number := getattr(row.result, key)) is not None}))
 
 
-def _hours(rows: Sequence[RunRow]) -> dict[str, float]:
+def _hours(arm: str, rows: Sequence[RunRow]) -> dict[str, float]:
     hours: dict[str, float] = {}
     for row in rows:
-        if row.device_kind is not None and row.spans:
-            hours[row.device_kind] = hours.get(row.device_kind, 0.0) + row.device_hours
+        spans = [span for spans in row.costs(arm) for span in spans]
+        if row.device_kind is not None and spans:
+            hours[row.device_kind] = hours.get(row.device_kind, 0.0) + sum(span.device_hours for span in spans)
     return dict(sorted(hours.items(), reverse=True))
 
 
@@ -240,11 +253,12 @@ def spread(values: "pd.Series[float]") -> Spread | None:
     return _spread(len(present), float(present.mean()), float(present.std(ddof=1)))
 
 
-def _spread(n: int, mean: float, std: float) -> Spread:
-    return Spread(n=n, mean=mean, std=std if n > 1 else None)
+def _spread(n: int, mean: float, std: float) -> Spread | None:
+    # Sums of values near the largest float are infinite: no number is better than one that is none.
+    return Spread(n=n, mean=mean, std=std if n > 1 and math.isfinite(std) else None) if math.isfinite(mean) else None
 
 
-def _spreads(finished: pd.DataFrame) -> dict[str, dict[str, Spread]]:
+def _spreads(finished: pd.DataFrame) -> dict[str, dict[str, Spread | None]]:
     """Metric -> arm -> spread."""
     grouped = finished.groupby("arm", sort=False)
     found = {}
@@ -269,7 +283,7 @@ def paired_differences(finished: pd.DataFrame, baseline: str, metric: str) -> di
     change = others[metric] - others["seed"].map(reference.set_index("seed")[metric]).astype(float)
     table = change.groupby(others["arm"], sort=False).agg(["count", "mean", "std"])
     lines = zip(table.index, table["count"], table["mean"], table["std"], strict=True)
-    return {str(arm): _difference(int(n), float(mean), float(std)) for arm, n, mean, std in lines if n}
+    return {str(arm): _difference(int(n), float(mean), float(std)) for arm, n, mean, std in lines if n and math.isfinite(mean)}
 
 
 def _difference(pairs: int, mean: float, std: float) -> Difference:

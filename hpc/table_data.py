@@ -11,7 +11,7 @@ import pandas as pd
 from hpc.checks import warnings
 from hpc.comparison import Comparison
 from hpc.gather import RunRow
-from hpc.stats import CONFIDENCE, TEST, ArmSummary, Difference, Spread
+from hpc.stats import CONFIDENCE, TEST, ArmSummary, Difference, Spread, inert
 from hpc.tables import caption, headline
 
 SCHEMA = 1
@@ -41,7 +41,8 @@ def json_text(comparison: Comparison) -> str:
 
 def csv_text(comparison: Comparison) -> str:
     """The whole of table.csv; what one line cannot tell (headline, warnings, reasons) is in table.json."""
-    return pd.DataFrame([_flat(comparison, arm) for arm in comparison.arms]).to_csv(index=False, lineterminator="\n")
+    lines = [{key: inert(value) for key, value in _flat(comparison, arm).items()} for arm in comparison.arms]
+    return pd.DataFrame(lines).to_csv(index=False, lineterminator="\n")
 
 
 def _arm(comparison: Comparison, arm: ArmSummary) -> dict[str, Any]:
