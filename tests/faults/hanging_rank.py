@@ -71,9 +71,9 @@ def at_start(act: Any) -> None:
 
 def slow(limit_s: float) -> None:
     """Whatever may take long: the first step, an evaluation of many batches, a save on a slow disk. Each beyond the limit of a step."""
-    from seresnet import durable, engine, evaluate
+    from seresnet import durable, engine, evaluation
 
-    step, add_batch, sync = engine.Engine.train_step, evaluate._add_batch, durable.Files.sync
+    step, add_batch, sync = engine.Engine.train_step, evaluation._add_batch, durable.Files.sync
     slept: list[str] = []
 
     def first_step(self: engine.Engine) -> None:
@@ -94,7 +94,7 @@ def slow(limit_s: float) -> None:
         sync(self, file)
 
     engine.Engine.train_step = first_step  # type: ignore[method-assign]
-    evaluate._add_batch = batch
+    evaluation._add_batch = batch
     durable.Files.sync = slow_sync  # type: ignore[method-assign]
 
 
