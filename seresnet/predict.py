@@ -65,8 +65,8 @@ def _run(arguments: argparse.Namespace) -> int:
     classifiers = _classifiers(arguments)
     mean = averaged_probabilities(classifiers, inputs, tta=arguments.tta, adapt_bn=arguments.adapt_bn)
     write_durably(arguments.output, submission(inputs.ids, mean.argmax(1).tolist()).encode())
-    names = "; ".join(classifier.origin for classifier in classifiers)
-    print(f"wrote {arguments.output}: {len(inputs.ids)} images, {len(classifiers)} network{'s' if len(classifiers) > 1 else ''} ({names})")
+    print(f"wrote {arguments.output}: {len(inputs.ids)} images, by {len(classifiers)} network{'s' if len(classifiers) > 1 else ''}:")
+    print("\n".join(f"  {classifier.origin}" for classifier in classifiers))
     return 0
 
 
