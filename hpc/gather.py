@@ -8,9 +8,9 @@ them in (but for a run that is called running for as long as its beat is young).
 import contextlib
 import gc
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from hpc import run_records
 from hpc.batch_word import known_end
@@ -19,6 +19,8 @@ from hpc.history import History
 from hpc.hold import cancelled_runs
 from hpc.no_sweep import foreign_runs, forked_from
 from hpc.paths import Plan, Submission, Submissions, SweepFolder
+from hpc.rows import Gathered as Gathered
+from hpc.rows import RunRow as RunRow
 from hpc.spans import Span, read_spans
 from hpc.spent import by_job_id
 from hpc.states import MISSING, State, decide, is_beating
@@ -30,80 +32,6 @@ from seresnet.run_folder import RunFolder, RunHead, RunRecord, TrainResult
 
 #: The ending of a failed run whose result.json or run.yaml is damaged; hpc.states says the same.
 UNREADABLE = "unreadable"
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunRow:
-    """One run as its folder tells it. result is set only in state finished."""
-
-    sweep: str
-    arms: tuple[str, ...]
-    run_id: str
-    slug: str
-    state: State
-    ending: str | None = None  # of the newest attempt
-    reason: str = ""
-    config: dict[str, dict[str, Any]] | None = None  # None where run.yaml cannot be read
-    result: TrainResult | None = None
-    history: History = field(default_factory=History)
-    spans: tuple[Span, ...] = ()  # its attempts, oldest first
-    spans_elsewhere: tuple[tuple[str | None, tuple[Span, ...]], ...] = ()  # arm of another sweep (None: any) -> its attempts there
-    epochs_planned: int | None = None
-
-    @property
-    def restarts(self) -> int:
-        """Attempts after the first, in each sweep that has it."""
-        return sum(max(0, len(spans) - 1) for spans in self.costs())
-
-    @property
-    def device_kind(self) -> Literal["gpu", "cpu"] | None:
-        """What device_hours count: GPUs, or CPU cores."""
-        device = self.setting("train", "device")
-        return {"cuda": "gpu", "cpu": "cpu"}.get(device) if isinstance(device, str) else None  # type: ignore[return-value]
-
-    @property
-    def device_hours(self) -> float:
-        """Held by all its attempts, whatever came of them, in each sweep that has it."""
-        return sum(span.device_hours for spans in self.costs() for span in spans)
-
-    def costs(self, arm: str | None = None) -> list[tuple[Span, ...]]:
-        """Its attempts, by sweep: those that an arm paid for, or all of them."""
-        elsewhere = dict(self.spans_elsewhere)
-        if arm in elsewhere and arm is not None:
-            return [elsewhere[arm]]
-        if arm is not None and None not in elsewhere:
-            return [self.spans]
-        return [self.spans, *{id(spans): spans for _, spans in self.spans_elsewhere}.values()]
-
-    @property
-    def epochs_done(self) -> int:
-        return self.history.last_epoch or (self.result.epochs if self.result else 0)
-
-    @property
-    def seed(self) -> int | None:
-        seed = self.setting("train", "seed")
-        return seed if isinstance(seed, int) else None
-
-    def setting(self, section: str, key: str) -> Any:
-        """A config value, None where the config is unknown."""
-        part = (self.config or {}).get(section)
-        return part.get(key) if isinstance(part, dict) else None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gathered:
-    """Every run of one or several sweeps; arms in the order of the YAML, as "sweep/arm" where there are several sweeps."""
-
-    arms: tuple[str, ...]
-    rows: tuple[RunRow, ...]
-    skipped: tuple[str, ...]  # one line for each file that was not used, and why
-
-    @property
-    def finished(self) -> tuple[RunRow, ...]:
-        return tuple(row for row in self.rows if row.state == "finished")
-
-    def of_arm(self, arm: str) -> tuple[RunRow, ...]:
-        return tuple(row for row in self.rows if arm in row.arms)
 
 
 def gather(folders: Sequence[Path], use_cache: bool = True) -> Gathered:
