@@ -9,6 +9,7 @@ from launch_bench import Bench, attempt, finish
 from hpc import mirror, status
 from hpc.gather import gather
 from hpc.mirror import Mirror
+from hpc.mirror_end import Stop
 from hpc.ranks import Outcome, describe
 from hpc.states import State, decide
 from seresnet.run_folder import RunRecord, is_finished
@@ -109,6 +110,9 @@ class FakeRun:
     def log(self, values: dict[str, float], step: int, commit: bool) -> None:
         self.steps.append(step)
 
+    def status(self) -> None:
+        """Answers: the core lives."""
+
     def mark_preempting(self) -> None:
         self.is_preempting = True
 
@@ -120,7 +124,7 @@ def test_the_mirror_of_an_extension_does_not_end_with_the_old_result(tmp_path: A
     sweep, run = FakeSweep(tmp_path, seeds=1), FakeRun()
     short_run(sweep)
     monkeypatch.setattr(Mirror, "_init", lambda self, published: run)
-    follower = mirror.Mirror(sweep.folder, sweep.plan, [sweep.ids["se", 0]], "offline")
+    follower = mirror.Mirror(sweep.folder, sweep.plan, [sweep.ids["se", 0]], "offline", Stop(), tmp_path)
     follower.publish(follower.runs[0])
     assert not follower.runs[0].is_done and run.exit_code is None
     follower._close_early(follower.runs[0])

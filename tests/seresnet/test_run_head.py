@@ -29,7 +29,7 @@ def test_the_head_found_by_lines_is_that_of_the_parsed_record(folder: RunFolder)
         for record in (full_record(**train), replace(full_record(**train), pinned=None, marks=())):
             record.write(folder)
             head = RunHead._scan(folder.run_yaml.read_text())
-            assert head is not None and head == RunHead._of(RunRecord.read(folder)) == RunHead.read(folder)
+            assert head is not None and head == RunHead.of(RunRecord.read(folder)) == RunHead.read(folder)
             values = {key: record.config["train"][key] for key in ("epochs", "ranks", "threads", "device")}
             assert head == RunHead(**values, val_images=record.config["data"]["val_images"], tier="T2" if record.marks else "T1")
 

@@ -237,7 +237,7 @@ STEPS = {
     f"{LAUNCH} --retry failed --code new": Step(before=fails, says=("code/0002", "sent 1 run"), after=went_on),
     f"{LAUNCH} --rerun RUN": Step(says=("set aside",), after=trained_again),
     "read -rs WANDB_API_KEY && export WANDB_API_KEY": Step(keeps=True),
-    '$train -m hpc.mirror "$SCRATCH/runs/ablation"': Step(says=("mode=offline",)),
+    '$train -m hpc.mirror "$SCRATCH/runs/ablation"': Step(says=("W&B: offline",)),
     'srun --account=ME --mem=4G --time=10 $train -m hpc.collect "$SCRATCH/runs/ablation"': Step(says=("table.md",), after=table_is_there),
     "python -m hpc.launch --new-site mycluster": Step(says=("wrote configs/site/mycluster.yaml",)),
 }
