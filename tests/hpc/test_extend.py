@@ -100,6 +100,8 @@ class FakeRun:
     """What the mirror needs of a W&B run."""
 
     starting_step = 0
+    id = "an-id"
+    url = None
 
     def __init__(self) -> None:
         self.steps: list[int] = []
