@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from hpc.gather import RunRow
-from seresnet.config import KeyClass, ModelConfig, RunConfig, iter_keys
+from seresnet.config import KeyClass, ModelConfig, RunConfig, iter_keys, to_dict
 
 #: The report calls it 900 epochs; its log is the beginning of a cosine over 1,000.
 _HORIZONS = (900, 1000)
@@ -46,11 +46,12 @@ def _is_the_reports(row: RunRow) -> bool:
     if not _has_only_known_keys(row):
         return False
     wanted = RunConfig(model=ModelConfig(attention="se"))
-    for dotted, rule, value, default in iter_keys(wanted):
+    as_written, defaults = to_dict(wanted), to_dict(RunConfig())
+    for dotted, rule, _, _ in iter_keys(wanted):
         section, key = dotted.split(".")
         # A config from before a key was there says nothing of it, and ran by its default.
-        found = ((row.config or {}).get(section) or {}).get(key, default)
-        if rule.key_class is KeyClass.IDENTITY and dotted not in _FREE and (tuple(found) if isinstance(found, list) else found) != value:
+        found = ((row.config or {}).get(section) or {}).get(key, defaults[section][key])
+        if rule.key_class is KeyClass.IDENTITY and dotted not in _FREE and found != as_written[section][key]:
             return False
     horizon = row.setting("optim", "schedule_epochs") or row.setting("train", "epochs")
     return horizon in _HORIZONS and row.setting("train", "micro_batch_size") in (None, wanted.train.global_batch_size)

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +12,13 @@ from fake_sweep import FakeSweep
 from launch_bench import Bench
 from moving import snapshot
 
-from hpc import collect, mirror, status_look, supervisor
+from hpc import collect, status_look, supervisor
 from hpc.status_view import render
 from seresnet.errors import ConfigError
 from seresnet.run_folder import Parent, RunFolder, RunRecord, TrainResult
 from seresnet.signals import StopFlag
+
+ROOT = Path(__file__).parents[2]
 
 PARENT = Parent(run_id="abcdefabcdef", slug="old", step=12, checkpoint="g0001-s000000012-x.safetensors", state_digest="f" * 64)
 OTHER = "0123456789ab"
@@ -62,11 +66,13 @@ def test_collect_leaves_its_numbers_out_and_names_one_beside_the_runs_too(sweep:
     assert f"run.yaml: belongs to run '{OTHER}'" in table, table
 
 
-def test_the_mirror_publishes_nothing_of_it(sweep: FakeSweep, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_mirror_publishes_nothing_of_it(sweep: FakeSweep) -> None:
     sweep.finish_all()
     fork = make_fork(sweep.of("se", 0))
-    mirror.main([str(sweep.folder.path), "--runs", sweep.ids["se", 0]])
-    assert f"the folder holds run {OTHER} ({SAID})" in caplog.text and not (fork.path / "wandb").exists()
+    # A process of its own, as always: it moves its temporary files and its signal handlers, and never gives them back.
+    command = [sys.executable, "-m", "hpc.mirror", str(sweep.folder.path), "--runs", sweep.ids["se", 0]]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "WANDB_MODE": "offline"}, capture_output=True, text=True, timeout=60)
+    assert f"the folder holds run {OTHER} ({SAID})" in done.stdout + done.stderr and not (fork.path / "wandb").exists()
 
 
 @pytest.mark.parametrize("is_finished", [False, True])

@@ -141,8 +141,8 @@ def _send_rest(bench: Bench, monkeypatch: pytest.MonkeyPatch, between: Any) -> s
 
 def test_what_is_sent_later_runs_the_code_of_the_launch(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     def edit() -> None:
-        monkeypatch.setattr(code_snapshot, "peek", lambda codes, root=None: ("0002", False))
-        monkeypatch.setattr(code_snapshot, "changes", lambda old: ("changed seresnet/train.py",))
+        monkeypatch.setattr(code_snapshot, "peek", lambda codes, root=None, user=None: ("0002", False))
+        monkeypatch.setattr(code_snapshot, "changes", lambda old, user=None: ("changed seresnet/train.py",))
 
     _send_rest(bench, monkeypatch, edit)
     assert [entry.code for entry in Submissions.read(bench.sweep).submissions] == ["0001", "0001"]

@@ -228,7 +228,7 @@ def test_a_runs_dir_that_cannot_be_written_is_one_line_and_exit_2(bench: Bench, 
 
 
 def test_a_full_disk_is_one_line_with_the_folder(bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def full(*args: Any) -> str:
+    def full(*args: Any, **more: Any) -> str:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(launch_write, "snapshot_code", full)
