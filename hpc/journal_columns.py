@@ -85,11 +85,14 @@ def read(folder: RunFolder, earlier: Earlier | None = None) -> Journal:
 
 def read_plain(path: Path) -> bytes:
     """The bytes of a file; raises OSError for a pipe, a device or a socket, which might never end."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    with open(descriptor, "rb") as file:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # or a pipe without a writer would not even open
+    try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "not a plain file", str(path))
-        return file.read()
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(descriptor)
 
 
 def _look(name: str, data: bytes, before: int) -> tuple[ReadFile, str]:
