@@ -13,7 +13,7 @@ import torch
 
 # Why: a kernel that is split up in a second thread makes OpenMP start a second pool. There are more threads than cores then, so GNU's
 # OpenMP no longer lets idle ones spin for the next kernel but puts them to sleep at once, for the rest of the process. A step calls
-# hundreds of short kernels: it took 1.15 to 1.2 times as long from the first save on (2 cores, width 16; docs/performance.md).
+# hundreds of short kernels: it took longer from the first save on (2 cores, width 16; docs/performance.md).
 
 
 def start_narrow(run: Callable[[], None], name: str) -> threading.Thread:
