@@ -13,7 +13,7 @@ import torch
 
 # Why: a kernel that is split up in a second thread makes OpenMP start a second pool. There are more threads than cores then, so GNU's
 # OpenMP no longer lets idle ones spin for the next kernel but puts them to sleep at once, as long as that thread lives. A step calls
-# hundreds of short kernels: it took 1.28 times as long in bf16, 1.11 in float32 (2 cores, width 16, n = 12; docs/performance.md).
+# hundreds of short kernels: it took 1.17 times as long in bf16, 1.11 in float32 (2 cores, width 16, n = 12; docs/performance.md).
 
 
 def start_narrow(run: Callable[[], None], name: str) -> threading.Thread:
