@@ -12,12 +12,12 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpc import batch_word, gpu_use, requeue, slurm
+from hpc import batch_word, gpu_use, own_program, requeue, slurm
 from hpc.later import Later
 from hpc.memory_kills import MemoryKills
 from hpc.nodes import SpreadGroup, Team
@@ -46,6 +46,7 @@ class Ready:
     ranks: int
     threads: int
     step: int  # durable before this attempt
+    program: Sequence[str] | None = None  # somebody's own command in place of the task's
 
 
 class AttemptRunner:
@@ -92,7 +93,8 @@ class AttemptRunner:
         if ended.ending == "cancelled":
             ended = dataclasses.replace(ended, reason=f"{ended.reason}{self._said_of_gpu_use()}")
         with logged_errors("end_not_written"):
-            facts = end_facts(self._task, ended, self._ready.step, durable_step(self.folder), self._started)
+            step = durable_step(self.folder, is_program=self._ready.program is not None)
+            facts = end_facts(self._task, ended, self._ready.step, step, self._started)
             facts["requeue"] = verdict.requeue if verdict is not None else False
             claims.write_end(self.folder, self._ready.claim.generation, ended.ending, reason=ended.reason, **facts)
         return ended
@@ -127,7 +129,8 @@ class AttemptRunner:
             return Description(ending="stopped", code=Exit.STOPPED, reason=f"{stop_reason}: before its ranks were started")
         generation = ready.claim.generation
         env = {**task.env, **self.slot.env, "SERESNET_GENERATION": str(generation)}
-        command = [part.replace("{run_dir}", str(self.folder.path.resolve())) for part in task.rank_command]
+        words, cwd = (ready.program, own_program.folder_of(task.code_dir)) if ready.program else (task.rank_command, task.code_dir)
+        command = [part.replace("{run_dir}", str(self.folder.path.resolve())) for part in words]
         where = f" gpu={self.slot.gpu} cpus={self.slot.cpus and len(self.slot.cpus)}" if task.at_a_time > 1 else ""
         host = socket.gethostname()
         note(self.folder, f"attempt={generation} task={task.name} job={task.job.job_id} host={host} ranks={ready.ranks}{where}")
@@ -137,7 +140,9 @@ class AttemptRunner:
                 self._team, command, ready.ranks, run_id=self.run_id, generation=generation, folder=self.folder, env=env, cwd=task.code_dir
             )  # fmt: skip
         else:
-            self._group = RankGroup(command, ready.ranks, env=env, cwd=task.code_dir, log=self.folder.log, cpus=self.slot.cpus)
+            self._group = RankGroup(
+                command, ready.ranks, env=env, cwd=cwd, log=self.folder.log, cpus=self.slot.cpus, is_program=ready.program is not None
+            )
         self._heart = claims.Heart(self.folder, generation, self._fenced.set).start()
         return None
 
@@ -198,15 +203,18 @@ def _begin(task: Task, run_id: str, folder: RunFolder, task_try: int, leave: thr
         if record.run_id != run_id:
             return _leave_alone(folder, record, run_id)
         ranks, threads = _ranks(task, folder, record)
+        program = own_program.command_of(record.config)
         if is_finished(folder, record.epochs):
             return NOTHING
         batch_word.record_killed(folder)
         if reason := why_stop(task, folder, record):
             log.warning("run=%s is not tried again in this submission: %s", record.run_id, reason)
             return NOTHING
-        step = durable_step(folder)
+        step = durable_step(folder, is_program=program is not None)
         claim = _claim(task, folder, task_try, leave, finished=lambda run: is_finished(run, record.epochs))
-        return Ready(claim=claim, ranks=ranks, threads=threads, step=step)
+        if program is not None:
+            own_program.introduce(folder, claim.generation, record, task.code_dir)
+        return Ready(claim=claim, ranks=ranks, threads=threads, step=step, program=program)
     except _LeftError:
         return NOTHING
     except OwnedElsewhereError as error:
@@ -330,10 +338,13 @@ def end_facts(task: Task, ended: Description, before: int, after: int, started: 
 def why_stop(task: Task, folder: RunFolder, record: RunRecord) -> str | None:
     """Why the run must not be tried again in this submission, or None."""
     seconds = [epoch.seconds for epoch in journal.read(folder)]
-    return requeue.why_stop(earlier_attempts(task, folder), requeue.budget_of_time_limits(record.epochs, seconds, task.job.walltime_s))
+    is_program = own_program.command_of(record.config) is not None
+    return requeue.why_stop(
+        earlier_attempts(task, folder, is_program), requeue.budget_of_time_limits(record.epochs, seconds, task.job.walltime_s)
+    )
 
 
-def earlier_attempts(task: Task, folder: RunFolder) -> list[requeue.Attempt]:
+def earlier_attempts(task: Task, folder: RunFolder, is_program: bool = False) -> list[requeue.Attempt]:
     """How earlier attempts of this series ended: a relaunch is a new job, and starts with a new budget."""
     found, known = [], claims.read_claims(folder)
     for claim, later in itertools.zip_longest(known, known[1:]):
@@ -348,8 +359,16 @@ def earlier_attempts(task: Task, folder: RunFolder) -> list[requeue.Attempt]:
         if not isinstance(before, int) or not isinstance(after, int):
             # An end that somebody else inferred: what it began from, and what was durable when the next one began.
             before, after = _step_of(claim.base), _step_of(later.base) if later is not None else durable_step(folder)
+            if is_program:  # names no base; what it wrote of itself is in its own journal
+                before, after = 0, _size(folder.journal(claim.generation))
         found.append(requeue.Attempt(ending=ending, made_progress=after > before))
     return found
+
+
+def _size(path: Path) -> int:
+    with contextlib.suppress(OSError):
+        return path.stat().st_size
+    return 0
 
 
 def _step_of(base: str | None) -> int:
@@ -357,8 +376,12 @@ def _step_of(base: str | None) -> int:
     return -1 if name is None else name.step
 
 
-def durable_step(folder: RunFolder) -> int:
-    """The highest step with a checkpoint, -1 without one; names only, so that looking costs one listing."""
+def durable_step(folder: RunFolder, *, is_program: bool = False) -> int:
+    """The highest step with a checkpoint, -1 without one; names only, so that looking costs one listing. Of a program, the last epoch's
+    in its journal: what it saves is its own business.
+    """
+    if is_program:
+        return max((record.step for record in journal.read_last(folder, 1)), default=-1)
     return max((name.step for name in checkpoint_files.list_checkpoints(folder)), default=-1)
 
 

@@ -123,5 +123,6 @@ WORKS = (
 
 def bibtex(configs: Sequence[Settings]) -> str:
     """The software, then what any of these configs uses, in the order of WORKS."""
-    used = [work for work in WORKS if work is SOFTWARE or any(work.is_used(config) for config in configs)]
+    ours = [config for config in configs if not config.get("program.command")]  # what a script of its own rests on, its authors know
+    used = [work for work in WORKS if work is SOFTWARE or any(work.is_used(config) for config in ours)]
     return "\n\n".join(work.bibtex for work in used)

@@ -13,6 +13,7 @@ from bdb import BdbQuit
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hpc import own_program
 from hpc.login_data import with_absolute_data
 from hpc.paths import SweepFolder, sweep_in
 from hpc.site import read_site
@@ -39,6 +40,7 @@ def debug_run(request: "Request", name: str) -> int:
     site = read_site(spec.site.asked, where=spec.site.where, origins=spec.site.origins)
     sweep = sweep_in(request.runs_dir or site.folder("runs_dir") or Path("runs"), spec.name)
     run = with_absolute_data(find(expand(spec), name), site)
+    own_program.refuse_programs([run.config], "--debug")
     folder = RunFolder(path=sweep.trials / f"debug-{run.slug}-{run.run_id}")
     base = _prepare(folder, run, _own_folder(sweep, run))
     refuse_ranks(run, folder)

@@ -233,8 +233,8 @@ def _classes(scene: Scene, arm: str) -> set[tuple[str, ...]]:
 
 
 def _class_shares(scene: Scene, arm: str) -> np.ndarray | None:
-    """(runs, classes) in percent; None where the runs have other classes than one another."""
-    if len(_classes(scene, arm)) != 1:
+    """(runs, classes) in percent; None where the runs have other classes than one another, or none (a program's)."""
+    if len(_classes(scene, arm)) != 1 or () in _classes(scene, arm):
         return None
     counts = np.array([row.result.confusion for row in scene.finished(arm) if row.result], dtype=float)
     hits: np.ndarray = np.diagonal(counts, axis1=1, axis2=2)

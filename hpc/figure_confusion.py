@@ -21,7 +21,7 @@ _MOST_NAMED_CLASSES = 30
 
 def confusion_figure(scene: Scene) -> Figure | None:
     """Of the first arms that have finished runs."""
-    found = {arm: [row.result for row in scene.finished(arm) if row.result] for arm in scene.arms}
+    found = {arm: [row.result for row in scene.finished(arm) if row.result and row.result.confusion] for arm in scene.arms}
     arms = {arm: results for arm, results in found.items() if len({tuple(result.classes) for result in results}) == 1}
     if not arms:
         return None

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from hpc import draft as drafts
-from hpc import launch_dry, launch_here, launch_slurm, launch_text, launch_watch, local, relaunch, renewal
+from hpc import launch_dry, launch_here, launch_slurm, launch_text, launch_watch, local, own_program, relaunch, renewal
 from hpc.draft import Draft
 from hpc.estimate import Estimate, estimate
 from hpc.launch_session import Request, Session, planning, understand
@@ -89,7 +89,7 @@ def _estimate(session: Session, draft: Draft, room: local.Room, *, is_possible: 
 
 def _refusal(session: Session, draft: Draft) -> ToolkitError | None:
     """Why this launch must not be, all reasons together; None if it may."""
-    reasons = [_held, _code_changed, _cannot_run]
+    reasons = [_held, _code_changed, _no_trial, _cannot_run]
     faults = [str(problem) for look in reasons if (problem := _caught(look, session, draft)) is not None]
     return ConfigError("\n".join(faults)) if faults else None
 
@@ -110,6 +110,11 @@ def _held(session: Session, draft: Draft) -> None:
 def _code_changed(session: Session, draft: Draft) -> None:
     if draft.batches and draft.code.changes and draft.is_started and not draft.code.is_chosen:
         raise ConfigError(relaunch.code_refusal(draft.sweep, draft.code))
+
+
+def _no_trial(session: Session, draft: Draft) -> None:
+    for option in [f"--{name}" for name in ("smoke", "calibrate") if getattr(session.request, name)]:
+        own_program.refuse_programs([run.config for run in draft.runs.values()], option)
 
 
 def _cannot_run(session: Session, draft: Draft) -> None:

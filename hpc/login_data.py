@@ -22,6 +22,8 @@ from seresnet.errors import DataError
 def with_absolute_data(run: PlannedRun, site: Site) -> PlannedRun:
     """The run with data.path and data.dir absolute: its tasks start in the code snapshot, where relative paths mean nothing."""
     data = run.config.data
+    if run.config.program.command:
+        return run  # a script's data is its own business
     folder = Path(data.dir).expanduser() if data.dir else site.folder("data_dir") or prepare.data_dir(data, os.environ)
     path = str(Path(data.path).expanduser().absolute()) if data.path else None
     return replace(run, config=replace(run.config, data=replace(data, dir=str(folder.absolute()), path=path)))
@@ -29,7 +31,8 @@ def with_absolute_data(run: PlannedRun, site: Site) -> PlannedRun:
 
 def distinct_data(runs: Sequence[PlannedRun]) -> list[DataConfig]:
     """One config for each source and folder; splits and subsets are cut from the same array."""
-    return list({(run.config.data.name, run.config.data.path, run.config.data.dir): run.config.data for run in runs}.values())
+    ours = [run.config.data for run in runs if not run.config.program.command]
+    return list({(data.name, data.path, data.dir): data for data in ours}.values())
 
 
 def data_text(config: DataConfig) -> str:

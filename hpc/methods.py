@@ -36,12 +36,11 @@ def paragraph(comparison: Comparison) -> str:
         return "No run has finished yet, so there is nothing to report."
     configs = settings.configs_of(rows)
     common = settings.shared(configs)
+    programs = _programs(configs)
     parts = [
         _arms(comparison, configs),
         _data(rows, common),
-        _networks(common, configs),
-        _training(common, _loss(configs)),
-        _augmentation(common),
+        *([programs] if programs else [_networks(common, configs), _training(common, _loss(configs)), _augmentation(common)]),
         _hardware(rows, common),
         _selection(rows),
         _numbers(comparison),
@@ -49,6 +48,12 @@ def paragraph(comparison: Comparison) -> str:
         _code(rows),
     ]
     return " ".join(part for part in parts if part)
+
+
+def _programs(configs: Sequence[Settings]) -> str:
+    """How scripts of their own are started: of their networks, optimisers and augmentations nothing is known here."""
+    found = list(dict.fromkeys(" ".join(config["program.command"]) for config in configs if config.get("program.command")))
+    return f"Training is by {_and([f'`{command}`' for command in found])}." if found else ""
 
 
 def _arms(comparison: Comparison, configs: Sequence[Settings]) -> str:
@@ -73,7 +78,8 @@ def _data(rows: Sequence[RunRow], common: Settings) -> str:
 def _data_sentence(name: str, train: int, held_out: int, test: int, classes: int, split_seed: Any) -> str:
     drawn = f", a stratified draw with seed {split_seed}" if isinstance(split_seed, int) else ""
     val = f", {held_out:,} held out for validation{drawn}" if held_out else ""
-    return f"Data: {name}, {classes} classes, {train:,} training images{val}, and {test:,} test images."
+    kinds = f" {classes} classes," if classes else ""
+    return f"Data: {name},{kinds} {train:,} training images{val}, and {test:,} test images."
 
 
 def _networks(common: Settings, configs: Sequence[Settings]) -> str:
@@ -190,7 +196,7 @@ def _hardware(rows: Sequence[RunRow], common: Settings) -> str:
     places = Counter(
         f"{r.device.partition(': ')[2] or r.device}, {_count(r.world_size, 'process', 'es')} a run" for row in rows if (r := row.result)
     )
-    amp = common.get("train.amp")
+    amp = common.get("train.amp") if not common.get("program.command") else None  # a program's precision is its own
     precision = (
         f", in {amp} mixed precision (Micikevicius et al., 2018)"
         if amp in ("bf16", "fp16")

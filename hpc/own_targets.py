@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hpc import own_program
 from hpc.sweep_spec import Arm
 from seresnet import own_code
 from seresnet.config import ARGS_OF, iter_keys, split_target
@@ -38,10 +39,10 @@ class Target:
 def read_own_code(entry: Located | None, path: Path, arms: Sequence[Arm], faults: Faults) -> tuple[Path | None, tuple[str, ...]]:
     """The sweep's code_root, and what could not be looked at. Notes a fault for each target that is not where it should be.
 
-    entry: relative to the sweep's file; by default the file's own folder, if a module that a target names lies there.
+    entry: relative to the sweep's file; by default the file's own folder, if a module that a target names, or the program, lies there.
     """
-    targets = list(_targets(arms))
-    root = _root(entry, path, targets, faults)
+    targets, programs = list(_targets(arms)), own_program.programs_of(arms)
+    root = _root(entry, path, targets, programs, faults)
     if root is not None:
         _check_folder(root, entry.place if entry else Place(str(path)), faults)
     notes = []
@@ -50,6 +51,7 @@ def read_own_code(entry: Located | None, path: Path, arms: Sequence[Arm], faults
         if problem:
             faults.add(Place(target.origin), target.key, problem)
         notes += [f"{target.key} {target.text}: {note}"] if note else []
+    notes += [f"program: {note}" for program in programs if (note := own_program.look(program, root, faults))]
     return root, tuple(dict.fromkeys(notes))
 
 
@@ -63,10 +65,13 @@ def _targets(arms: Sequence[Arm]) -> Iterator[Target]:
     yield from found.values()
 
 
-def _root(entry: Located | None, path: Path, targets: Sequence[Target], faults: Faults) -> Path | None:
+def _root(
+    entry: Located | None, path: Path, targets: Sequence[Target], programs: Sequence[own_program.Program], faults: Faults
+) -> Path | None:
     if entry is None or entry.value is None:
         folder = path.resolve().parent
-        return folder if own_code.holds(folder, [target.module for target in targets]) else None
+        is_there = own_code.holds(folder, [target.module for target in targets]) or own_program.lie_in(folder, programs)
+        return folder if is_there else None
     if entry.value is Bad.BAD:
         return None
     if not isinstance(entry.value, str) or not (path.parent / Path(entry.value).expanduser()).is_dir():

@@ -49,15 +49,16 @@ def start_process(
     group: int = 0,
     cpus: Sequence[int] | None = None,
     pass_fds: Sequence[int] = (),
+    is_program: bool = False,
 ) -> "subprocess.Popen[bytes]":
     """Start a child that appends to log, in process group `group` (0 = its own), and dies with this process on Linux.
 
     cpus: the only ones that it may use, where the system can say so. The stop signals are blocked in it until it unblocks them:
-    importing torch takes seconds in which they would kill. Call from a thread that lives as long as the child may: the kernel watches
-    the thread, not the process.
+    importing torch takes seconds in which they would kill; is_program: not in somebody's own script, which does not know of that.
+    Call from a thread that lives as long as the child may: the kernel watches the thread, not the process.
     """
     before_exec = _before_exec(os.getpid(), cpus) if sys.platform.startswith("linux") else None
-    with open(log, "ab") as output, stop_signals_blocked():
+    with open(log, "ab") as output, contextlib.nullcontext() if is_program else stop_signals_blocked():
         return subprocess.Popen(
             list(command), env=dict(env), cwd=cwd, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
             process_group=group, preexec_fn=before_exec, pass_fds=pass_fds,
@@ -119,10 +120,12 @@ class RankGroup:
         log: Path,
         cpus: Sequence[int] | None = None,
         share: Share | None = None,
+        is_program: bool = False,
     ) -> None:
         """Start `size` processes of command. env gets RANK and its companions; ranks meet through a fresh node-local file.
 
-        share: they are only some ranks of their run, and meet as it says. Call it from the main thread, see start_process.
+        share: they are only some ranks of their run, and meet as it says. Call it from the main thread, see start_process, also for
+        is_program.
         """
         self._temp = Path(tempfile.mkdtemp(prefix="ranks-"))
         alone = {"SERESNET_INIT_METHOD": f"file://{self._temp}/meeting"} if size > 1 else {}
@@ -146,7 +149,10 @@ class RankGroup:
                     own["SERESNET_STORE_FD"] = fds[0]
                 whole = {**env, **meeting, **{name: str(value) for name, value in own.items()}}
                 group = self._processes[0].pid if self._processes else 0
-                self._processes.append(start_process(command, env=whole, cwd=cwd, log=log, group=group, cpus=cpus, pass_fds=fds))
+                started = start_process(
+                    command, env=whole, cwd=cwd, log=log, group=group, cpus=cpus, pass_fds=fds, is_program=is_program
+                )  # fmt: skip
+                self._processes.append(started)
         except BaseException:
             self.close()  # nobody else knows of those that did start
             raise
@@ -220,7 +226,10 @@ class RankGroup:
 
     def _failed(self) -> list[int]:
         codes = {rank: self._processes[rank - self._first_rank].returncode for rank in self._died}
-        return [rank for rank, code in codes.items() if code not in (Exit.FINISHED, Exit.STOPPED)]
+        peaceful: set[int] = {Exit.FINISHED, Exit.STOPPED}
+        if self._stop_reason is not None:
+            peaceful.add(-signal.SIGTERM)  # a program without a handler, or before it had one: it did as it was told
+        return [rank for rank, code in codes.items() if code not in peaceful]
 
     def _send(self, number: signal.Signals) -> None:
         for process in self._processes:
@@ -263,14 +272,19 @@ def describe(folder: RunFolder, generation: int, outcome: Outcome) -> Descriptio
     if outcome.statuses[0] == 0 and is_complete:
         return Description(ending="finished", code=0, reason=str(attempts.read_rank_exit(folder, generation).get("reason") or "finished"))
     if outcome.stop_reason is not None:
-        how = f"ranks did not stop within {STOP_LIMIT_S:.0f} s" if outcome.was_killed_by_us else "state saved"
-        return Description(ending="stopped", code=Exit.STOPPED, reason=f"{outcome.stop_reason}: {how}")
+        return Description(ending="stopped", code=Exit.STOPPED, reason=f"{outcome.stop_reason}: {_how_stopped(outcome)}")
     if outcome.was_killed_by_us:
         return Description(ending="hung", code=Exit.WATCHDOG, reason=f"one rank left, the others did not within {PARTING_LIMIT_S:.0f} s")
     if Exit.STOPPED in outcome.statuses:
         said = attempts.read_rank_exit(folder, generation)
         return Description(ending="stopped", code=Exit.STOPPED, reason=str(said.get("reason", "a rank was told to stop")))
     return Description(ending="crashed", code=1, reason=f"every rank exited 0, and {lack}")
+
+
+def _how_stopped(outcome: Outcome) -> str:
+    if outcome.was_killed_by_us:
+        return f"ranks did not stop within {STOP_LIMIT_S:.0f} s"
+    return "ended by SIGTERM, which it does not handle" if -signal.SIGTERM in outcome.statuses else "state saved"
 
 
 def _look_at_result(folder: RunFolder) -> tuple[bool, str]:

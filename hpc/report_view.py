@@ -197,7 +197,7 @@ def confusions(comparison: Comparison) -> tuple[Confusion, ...]:
 
 def _confusion(comparison: Comparison, arm: str, is_open: bool) -> Confusion | None:
     results = [row.result for row in comparison.gathered.of_arm(arm) if row.result]
-    if len({tuple(result.classes) for result in results}) != 1:
+    if len({tuple(result.classes) for result in results}) != 1 or not results[0].confusion:
         return None
     counts = np.sum([result.confusion for result in results], axis=0)
     classes = tuple(results[0].classes)

@@ -4,7 +4,7 @@ Takes plain dicts as run.yaml holds them, so that a config of another version, o
 One invariant: a key that some config lacks is never said to be shared.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from hpc.gather import RunRow
@@ -34,10 +34,20 @@ def flat(config: Mapping[str, Any] | None) -> dict[str, Any]:
         if isinstance(part, Mapping):
             usual = _USUAL.get(section, {})
             whole = {**usual, **part} if usual.keys() & part.keys() else part
-            found |= {f"{section}.{key}": value for key, value in whole.items() if f"{section}.{key}" not in PLACES}
+            found |= {
+                key: value for name, entry in whole.items() for key, value in _leaves(f"{section}.{name}", entry) if key not in PLACES
+            }
         else:
             found[str(section)] = part
     return found
+
+
+def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Arguments of somebody's code are keys of their own, as in a sweep's file."""
+    if isinstance(value, Mapping):
+        yield from ((f"{key}.{name}", part) for name, part in value.items())
+    else:
+        yield key, value
 
 
 def configs_of(rows: Iterable[RunRow]) -> list[dict[str, Any]]:

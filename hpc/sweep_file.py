@@ -20,8 +20,10 @@ from seresnet.config_file import Setting, collect, collect_overrides, parse_over
 from seresnet.strict_yaml import Bad, Faults, Located, Place, is_file, near_file, nearest, read_yaml
 from seresnet.typed_values import MistypedError, convert
 
-_DOTTED_SECTIONS = ("base", "grid", "zip", "random", "pack", "site", "wandb")
-SECTIONS = ("name", "code_root", "base", "arms", "grid", "zip", "random", "exclude", "seeds", "pack", "site", "wandb", "mail")
+_DOTTED_SECTIONS = ("program", "base", "grid", "zip", "random", "pack", "site", "wandb")
+SECTIONS = ("name", "code_root", "program", "base", "arms", "grid", "zip", "random", "exclude", "seeds", "pack", "site", "wandb", "mail")
+#: What a section that is no mapping stands for: `site: slurm`, `program: [python, train.py, ...]`.
+_SHORT_FOR = {"site": "extends", "program": "command"}
 _OVERRIDDEN_WHOLE = ("name", "seeds", "pack", "site", "wandb", "mail")
 _OVERRIDDEN_BY_KEY = ("pack", "site", "wandb")
 _OVERRIDDEN = "name, seeds, mail, pack.*, site.*, wandb.*, random.count, random.seed"
@@ -56,7 +58,7 @@ def read_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepSpec:
     is_run = _is_run(tree)
     sections = _merged({} if is_run else _sections(tree, faults), overridden.sections, faults)
     name = _name(sections.get("name"), path, faults)
-    base = collect(tree, faults) if is_run else _base(sections.get("base"), path, texts, faults)
+    base = collect(tree, faults) if is_run else _base(sections, path, texts, faults)
     drafts = _arm_drafts(sections.get("arms"), name, tree.place, faults)
     seeds = _seeds(sections.get("seeds"), "seeds", faults)
     is_last = "seeds" in overridden.sections  # an override applies last, to every run
@@ -117,8 +119,8 @@ def _sections(tree: Located, faults: Faults) -> dict[str, Located]:
 
 def _add_section(sections: dict[str, Located], name: str, entry: Located, faults: Faults) -> None:
     known = sections.get(name)
-    if name == "site" and known is not None:
-        known, entry = _as_mapping(known), _as_mapping(entry)
+    if known is not None and name in _SHORT_FOR:
+        known, entry = _as_mapping(name, known), _as_mapping(name, entry)
     if known is None:
         sections[name] = entry
     elif isinstance(known.value, dict) and isinstance(entry.value, dict):
@@ -129,9 +131,9 @@ def _add_section(sections: dict[str, Located], name: str, entry: Located, faults
         faults.add(entry.place, name, f"the key is set a second time, first at {known.place}. Keep one.")
 
 
-def _as_mapping(site: Located) -> Located:
+def _as_mapping(name: str, entry: Located) -> Located:
     """`site: slurm` as `site: {extends: slurm}`, so that keys can stand beside it."""
-    return Located(value={"extends": site}, place=site.place) if isinstance(site.value, str) else site
+    return Located(value={_SHORT_FOR[name]: entry}, place=entry.place) if isinstance(entry.value, str | list) else entry
 
 
 def _section_fix(key: str) -> str:
@@ -154,7 +156,7 @@ def _route_overrides(overrides: Sequence[str], faults: Faults) -> _Overrides:
             _add_section(sections, key, entry, faults)
         elif (dot and head in _OVERRIDDEN_BY_KEY) or key in ("random.count", "random.seed"):
             _add_section(sections, head, Located(value={rest: entry}, place=entry.place), faults)
-        elif head in SECTIONS:
+        elif head in SECTIONS and head != "program":
             faults.add(entry.place, key, f"an override is a key of every run (optim.lr), or one of {_OVERRIDDEN}.")
         else:
             run_keys.append((key, entry))
@@ -167,7 +169,7 @@ def _merged(sections: dict[str, Located], overrides: Mapping[str, Located], faul
     for name, entry in overrides.items():
         known = merged.get(name)
         if name == "site" and known is not None and isinstance(entry.value, dict):
-            known = _as_mapping(known)
+            known = _as_mapping(name, known)
         is_both = known is not None and isinstance(known.value, dict) and isinstance(entry.value, dict)
         merged[name] = replace(known, value={**known.value, **entry.value}) if known and is_both else entry
     return merged
@@ -186,8 +188,20 @@ def _name(entry: Located | None, path: Path, faults: Faults) -> str:
     return wanted
 
 
-def _base(entry: Located | None, path: Path, texts: dict[str, str], faults: Faults) -> list[Setting]:
-    """The settings under every arm: inline, or the file of a run named relative to the sweep."""
+def _base(sections: Mapping[str, Located], path: Path, texts: dict[str, str], faults: Faults) -> list[Setting]:
+    """The settings under every arm: those of base:, and program:, which may stand beside it."""
+    entry = sections.get("program")
+    program = collect(Located(value={"program": entry}, place=entry.place), faults) if entry else []
+    base = _settings_of_base(sections.get("base"), path, texts, faults)
+    known = {setting.dotted: setting for setting in base}
+    for setting in program:
+        if (other := known.get(setting.dotted)) is not None:
+            faults.add(setting.place, setting.label, f"the key is set here and in base ({other.place}). Keep one of them.")
+    return [*base, *program]
+
+
+def _settings_of_base(entry: Located | None, path: Path, texts: dict[str, str], faults: Faults) -> list[Setting]:
+    """Inline, or the file of a run named relative to the sweep."""
     if entry is None or not isinstance(entry.value, str):
         return collect(entry, faults, prefix="base") if entry else []
     file = path.parent / entry.value
@@ -223,7 +237,7 @@ def _arm_draft(name: str, entry: Located, faults: Faults) -> ArmDraft:
     for key, value in entry.value.items():
         if "." not in key and nearest(key, ("seeds",)) and key != "seeds":
             faults.add(value.place, f"{label}.{key}", f"{given(value)} is given to an unknown key. Did you mean seeds?")
-        elif key in SECTIONS and key != "seeds":
+        elif key in SECTIONS and key not in ("seeds", "program"):
             advice = "; exclude: takes points from single arms" if key in ("grid", "zip", "random") else ""
             problem = f"{given(value)} is given to an arm, and {key} belongs to the sweep as a whole"
             faults.add(value.place, f"{label}.{key}", f"{problem}. Write {key}: beside arms:{advice}.")

@@ -86,7 +86,7 @@ def _data_text(row: RunRow) -> str:
     result = row.result
     held_out = f"{result.val_images:,} validation images held out" if result.val_images else "no validation images"
     counts = f"{result.train_images:,} training images, {held_out}, {result.test_images:,} test images"
-    return f"{result.data_name}, {counts}, {len(result.classes)} classes"
+    return f"{result.data_name}, {counts}{f', {len(result.classes)} classes' if result.classes else ''}"
 
 
 def _hardware_line(gathered: Gathered) -> str:

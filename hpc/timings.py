@@ -59,6 +59,8 @@ def shape_key(config: Mapping[str, Mapping[str, Any]]) -> str:
     for section in ("model", "data", "augment", "train"):
         values = {**_DEFAULTS.get(section, {}), **config.get(section, {})}
         kept[section] = {key: value for key, value in values.items() if key not in _NOT_SHAPE.get(section, ())}
+    if "program" in config:
+        kept["program"] = dict(config["program"])
     return canonical_json(parse_json(json.dumps(kept)))
 
 

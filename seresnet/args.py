@@ -17,6 +17,7 @@ ARG_RULE = KeyRule(key_class=KeyClass.IDENTITY, help="an argument for the target
 _NAME = r"[A-Za-z_][A-Za-z0-9_]*"
 _TARGET = re.compile(rf"{_NAME}(\.{_NAME})*:{_NAME}(\.{_NAME})*|{_NAME}(\.{_NAME})+")
 _EXAMPLE = "Write package.module:callable, such as my_models.nets:build, or timm.create_model"
+_PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 _SCALARS = {bool: bool, int: int, float: float, str: str}
 
 
@@ -65,12 +66,28 @@ def target_problems(config: RunConfig) -> Iterator[tuple[tuple[str, ...], str]]:
     values = {dotted: value for dotted, _, value, _ in iter_keys(config)}
     for args, target in ARGS_OF.items():
         found = values[target]
-        if found is not None and not _TARGET.fullmatch(str(found)):
+        if isinstance(found, str) and not _TARGET.fullmatch(found):
             yield (target,), f"{found!r} does not say where a callable is. {_EXAMPLE}."
         if values[args] and found is None:
             yield (args, target), f"{args} has arguments, and {target} is not set. Set it, or leave them away."
     if config.model.target is not None:
         yield from _beside_a_network(config)
+    if config.program.command is not None:
+        yield from _of_a_program(config)
+
+
+def _of_a_program(config: RunConfig) -> Iterator[tuple[tuple[str, ...], str]]:
+    command, key = config.program.command or (), "program.command"
+    if not command or not all(part.strip() for part in command):
+        yield (key,), f"{key} has no words, or an empty one. Write [python, train.py, '{{run_dir}}/run.yaml']."
+        return
+    held = {name for part in command for name in _PLACEHOLDER.findall(part)}
+    for name in sorted(held - {"run_dir"}):
+        yield (key,), f"{{{name}}} in {' '.join(command)!r} is nothing that would be filled in. Write {{run_dir}}; the rest is in run.yaml."
+    if not held:
+        yield (key,), f"{' '.join(command)!r} is not told which run it is. Add '{{run_dir}}/run.yaml'."
+    if config.train.nodes > 1:
+        yield (key, "train.nodes"), f"train.nodes {config.train.nodes} is set beside a program, which runs on one node. Set train.nodes: 1."
 
 
 def _beside_a_network(config: RunConfig) -> Iterator[tuple[tuple[str, ...], str]]:

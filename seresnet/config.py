@@ -23,7 +23,7 @@ ArgScalar = bool | int | float | str | None
 ArgValue = ArgScalar | tuple[ArgScalar, ...]
 Args = tuple[tuple[str, ArgValue], ...]
 #: The keys that hold Args, and the target that they are for; below each stand keys such as model.args.depth.
-ARGS_OF = {"model.args": "model.target", "train.loss_args": "train.loss_target"}
+ARGS_OF = {"model.args": "model.target", "train.loss_args": "train.loss_target", "program.args": "program.command"}
 
 DataName = Literal["digits", "cifar10", "cifar100", "svhn", "tiny_imagenet", "images"]
 
@@ -169,6 +169,14 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProgramConfig:
+    """Somebody's own script in place of seresnet.train. Without one the section stands in no record."""
+
+    command: tuple[str, ...] | None = _identity(None, "a script of your own instead of the built-in training, see docs/own-script.md")
+    args: Args = _identity((), "values for it, which it reads in run.yaml below config.program.args")  # noqa: RUF009
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """One run: one config with one seed."""
 
@@ -177,9 +185,10 @@ class RunConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    program: ProgramConfig = field(default_factory=ProgramConfig)
 
 
-Value = ArgValue | tuple[int, ...] | Args
+Value = ArgValue | tuple[int, ...] | tuple[str, ...] | Args
 
 
 def iter_keys(config: RunConfig) -> Iterator[tuple[str, KeyRule, Value, Value]]:
@@ -196,6 +205,8 @@ def to_dict(config: RunConfig) -> dict[str, dict[str, Any]]:
     for dotted, _, value, _ in iter_keys(config):
         section, name = dotted.split(".")
         result.setdefault(section, {})[name] = _plain(dotted, value)
+    if config.program == ProgramConfig():
+        del result["program"]  # what older code wrote and reads
     return result
 
 

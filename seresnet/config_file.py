@@ -160,6 +160,8 @@ def flatten(tree: Located, faults: Faults, *, prefix: str) -> Iterator[tuple[str
         elif isinstance(entry.value, dict):
             for name, leaf in entry.value.items():
                 yield from _leaves(f"{key}.{name}", leaf)
+        elif key == "program" and isinstance(entry.value, list):
+            yield "program.command", entry  # `program: [python, train.py, ...]`
         elif entry.value is not None and entry.value is not Bad.BAD:
             label = f"{prefix}.{key}" if prefix else key
             faults.add(entry.place, label, f"{entry.shown()} is given to a section. Write {key}'s keys below it, indented.")
@@ -238,6 +240,9 @@ def build(settings: Sequence[Setting], faults: Faults) -> LoadedConfig | None:
 
 def _joint_problems(config: RunConfig) -> Iterator[tuple[tuple[str, ...], str]]:
     """(keys involved, problem) for each rule over several keys. The setting that came last among the keys is blamed."""
+    if config.program.command is not None:
+        yield from target_problems(config)
+        return  # what the built-in training's keys mean to somebody's script is its own business
     train, batch, micro = config.train, config.train.global_batch_size, micro_batch_size(config)
     if batch % micro:
         fitting = _listed(list(divisors(batch)))

@@ -292,7 +292,7 @@ class TrainResult:
     slug: str
     epochs: int
     step: int
-    parameters: int
+    parameters: int | None  # None where a program does not say
     state_digest: str
     data_digest: str
     data_name: str  # for people: "CIFAR-10 (JPEG)"
@@ -344,7 +344,12 @@ class TrainResult:
     def read(cls, folder: RunFolder, files: Files = DISK) -> "TrainResult | None":
         """None if the run has no result yet; raises ConfigError if there is one that this version cannot read."""
         try:
-            value = migrations.to_current("result.json", parse_json(files.read(folder.result)))
+            value = parse_json(files.read(folder.result))
+            if isinstance(value, dict) and "schema" not in value and "program" in (record := RunRecord.read(folder)).config:
+                from seresnet import own_result  # which reads attempts, whose folder is ours
+
+                value = own_result.completed(value, folder, record, RESULT_SCHEMA)
+            value = migrations.to_current("result.json", value)
             value["parent"] = Parent.of(value.get("parent"))
             value.setdefault("multiply_adds", None)
             value.setdefault("averaged", False)

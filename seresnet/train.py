@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("\n".join(explain(read_run_config(args.config, args.override), key) for key in args.explain))
             return 0
         folder, config = _folder_and_config(args)
+        _refuse_program(config)
         _name_code_root(args, config)
         fork = _readable_fork(args, folder, config)
         _refuse_unreadable(folder)
@@ -281,6 +282,14 @@ def _folder_and_config(args: argparse.Namespace) -> tuple[RunFolder, RunConfig]:
     if args.fork is None and _exists(folder.run_yaml):
         refuse_other_experiment(folder, RunRecord.read(folder), config)
     return folder, config
+
+
+def _refuse_program(config: RunConfig) -> None:
+    if config.program.command is not None:
+        raise ConfigError(
+            "program.command: this run is a script of its own, which the launcher starts, and not this training. "
+            "Use python -m hpc.launch --sweep FILE, or sbatch sbatch/train.sh FILE."
+        )
 
 
 def _name_code_root(args: argparse.Namespace, config: RunConfig) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from seresnet.config import RunConfig, to_dict
+from seresnet.config import RunConfig, iter_keys, to_dict
 from seresnet.config_file import config_from_dict, explain, read_run_config
 from seresnet.errors import ConfigError
 
@@ -160,7 +160,7 @@ def test_origins_name_line_override_or_default(write: Write) -> None:
     assert origins["model.blocks"] == "run.yaml:3"
     assert origins["train.seed"] == "override 'train.seed=3'"
     assert origins["train.epochs"] == "default"
-    assert len(origins) == sum(len(section) for section in to_dict(RunConfig()).values())
+    assert len(origins) == len(list(iter_keys(RunConfig())))
 
 
 def test_explain_tells_value_origin_class_and_meaning(write: Write) -> None:

@@ -1,0 +1,138 @@
+"""The script of a sweep's `program:`, looked at before anything is sent; and the command line that starts it in a task.
+
+Its contract is docs/own-script.md. Sources are read, never run. One invariant: what a task starts is the copy in the sweep's code
+snapshot, wherever a relative script lies now.
+"""
+
+import ast
+import logging
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hpc import code_snapshot
+from hpc.sweep_spec import Arm
+from seresnet import own_code, provenance
+from seresnet.config import RunConfig
+from seresnet.durable import write_json_durably
+from seresnet.errors import ConfigError
+from seresnet.run_folder import RunFolder, RunRecord
+from seresnet.strict_yaml import Faults, Place, nearest
+
+log = logging.getLogger("hpc.supervisor")
+
+KEY = "program.command"
+_PYTHON = ("python", "python3")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """One command of a sweep, and who wrote it."""
+
+    command: tuple[str, ...]
+    origin: str  # "FILE:LINE"
+
+    @property
+    def script(self) -> str | None:
+        """The file that it runs, relative to code_root: the first word that is one; None where there is none (-m, an absolute path)."""
+        return next((word for word in self.command if word.endswith(".py") and not Path(word).is_absolute()), None)
+
+    @property
+    def module(self) -> str | None:
+        """The module after -m."""
+        words = self.command
+        return words[2] if len(words) > 2 and words[0] in _PYTHON and words[1] == "-m" else None
+
+
+def programs_of(arms: Sequence[Arm]) -> list[Program]:
+    """The commands that arms name, each once."""
+    found: dict[tuple[str, ...], Program] = {}
+    for arm in arms:
+        if command := arm.loaded.config.program.command:
+            found.setdefault(command, Program(command=command, origin=arm.loaded.origins[KEY]))
+    return list(found.values())
+
+
+def lie_in(folder: Path, programs: Sequence[Program]) -> bool:
+    """Whether the folder holds any of these scripts or modules."""
+    scripts = [program.script for program in programs if program.script]
+    modules = [program.module for program in programs if program.module]
+    return any((folder / script).is_file() for script in scripts) or own_code.holds(folder, modules)
+
+
+def look(program: Program, root: Path | None, faults: Faults) -> str | None:
+    """Note a fault for a script that is not there or cannot be parsed; what could not be looked at, else None."""
+    if program.script is None and program.module is None:
+        return f"{' '.join(program.command)} names no *.py file of code_root, so it was not looked at; jobs must find it"
+    if (source := _source(program, root)) is None:
+        if program.module is not None and not (root and own_code.holds(root, [program.module])):
+            return f"module {program.module} is not in code_root, so it was not looked at; jobs must have it installed"
+        faults.add(Place(program.origin), KEY, _missing(program, root))
+        return None
+    try:
+        ast.parse(source.read_bytes(), str(source))
+    except (SyntaxError, ValueError) as error:
+        line = getattr(error, "lineno", None)
+        faults.add(Place(program.origin), KEY, f"{source}{f':{line}' if line else ''}: {error.args[0]}. Correct it.")
+    except OSError as error:
+        faults.add(Place(program.origin), KEY, f"{source}: {error.strerror}. Give this user the right to it.")
+    return None
+
+
+def _source(program: Program, root: Path | None) -> Path | None:
+    if root is None:
+        return None
+    if program.script is not None:
+        names = [program.script]
+    else:
+        path = str(program.module).replace(".", "/")
+        names = [f"{path}.py", f"{path}/__main__.py"]
+    return next((root / name for name in names if (root / name).is_file()), None)
+
+
+def _missing(program: Program, root: Path | None) -> str:
+    wanted = program.script or f"{str(program.module).replace('.', '/')}.py"
+    if root is None:
+        return f"{wanted} lies beside no sweep, and there is no code_root. Say code_root: with the folder of the script."
+    near = nearest(wanted, sorted(path.relative_to(root).as_posix() for path in own_code.files(root)))
+    return f"there is no {wanted} in {root}. {f'Did you mean {near}?' if near else 'Correct the name, or code_root.'}"
+
+
+def command_of(config: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The command of a run's record; None for a run of the built-in training. Raises ConfigError for a damaged one."""
+    section = config.get("program") or {}
+    command = section.get("command") if isinstance(section, Mapping) else section
+    if command is None:
+        return None
+    if not isinstance(command, list) or not command or not all(isinstance(word, str) for word in command):
+        raise ConfigError(f"run.yaml: config.program.command is {command!r}, not a list of words. Launch the sweep again to write it.")
+    return (sys.executable if command[0] in _PYTHON else command[0], *command[1:])
+
+
+def introduce(folder: RunFolder, generation: int, record: RunRecord, code: Path) -> None:
+    """Write what an attempt runs on, as the built-in training does itself. Best effort: a full disk must not end a run that begins."""
+    train = record.config.get("train", {})
+    packages = provenance.code_digest((code if (code / "seresnet").is_dir() else code_snapshot.ROOT) / "seresnet")
+    facts = {"device": device_of(train.get("device")), "world_size": train.get("ranks", 1), "code_digest": packages}
+    try:
+        write_json_durably(folder.environment(generation), {**facts, "commit": provenance.commit(), "versions": provenance.versions()})
+    except OSError as error:
+        log.warning("environment_not_recorded run=%s error=%s", record.run_id, error)
+
+
+def device_of(kind: object) -> str:
+    """A GPU's name would want torch; the processor's does not."""
+    return f"cpu: {provenance.cpu_model()}" if kind == "cpu" else str(kind)
+
+
+def folder_of(code: Path) -> Path:
+    """Where a program is started: beside its script, in the snapshot; without a launcher in code_root, else in the current folder."""
+    return own_code.code_root(code) or own_code.code_root() or code
+
+
+def refuse_programs(configs: Iterable[RunConfig], option: str) -> None:
+    """Raise ConfigError where a run is a program's: the option rests on the built-in training."""
+    if any(config.program.command for config in configs):
+        raise ConfigError(f"{option} looks into the built-in training, and this run is a program of its own. Leave {option} away.")
