@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hpc import code_snapshot, local, ranks
+from hpc import code_snapshot, local, own_program, ranks
 from hpc.paths import SweepFolder
 from hpc.plan_view import count
 from hpc.progress_view import percent
@@ -87,6 +87,7 @@ def _original(name: Path) -> Original:
     if record.parent is not None:
         raise ConfigError(f"--reproduce {name}: a fork of {record.parent}. Reproduce that run, and fork it again: --fork RUN/ckpt/FILE.")
     config = config_from_dict(record.config, str(folder.run_yaml))
+    own_program.refuse_programs([config], "--reproduce")
     where = prepare.data_dir(config.data, os.environ).absolute()
     path = str(Path(config.data.path).expanduser().absolute()) if config.data.path else None
     config = replace(config, data=replace(config.data, dir=str(where), path=path))

@@ -121,6 +121,10 @@ def load_run(folder: RunFolder, device: torch.device, weights: Which = "last") -
     own_code.name_root_of(folder.path)
     record = RunRecord.read(folder)
     config = config_from_dict(record.config, f"{folder.run_yaml}: config")
+    if config.program.command is not None:
+        raise ConfigError(
+            f"{folder.path}: was trained by a program of its own ({' '.join(config.program.command)}). Only that knows its network."
+        )
     arrays = open_arrays(config)
     pinned = (record.pinned or {}).get("data_digest")
     if pinned is not None and pinned != arrays.digest:

@@ -11,10 +11,12 @@ from hpc.debug import debug_run
 from hpc.launch_session import Request
 from hpc.launcher import launch
 from hpc.login_data import distinct_data
+from hpc.reproduce import reproduce
 from hpc.sweep import expand
 from seresnet.config import RunConfig, identity, run_id, to_dict
 from seresnet.config_file import config_from_dict
 from seresnet.errors import ConfigError
+from seresnet.evaluate import main as evaluate
 from seresnet.journal import EpochRecord, append
 from seresnet.run_folder import RunFolder, RunRecord, TrainResult, is_finished
 from seresnet.train import main
@@ -125,6 +127,13 @@ def test_our_training_does_not_start_in_its_place(folder: Path, capsys: pytest.C
     assert "a script of its own, which the launcher starts" in capsys.readouterr().err
 
 
+def test_what_needs_our_network_says_whose_this_is(tmp_path: Path) -> None:
+    folder = own_run(tmp_path, {"epochs": 5, "last_test_top1_pct": 65})
+    with pytest.raises(ConfigError, match="--reproduce looks into the built-in training"):
+        reproduce(folder.path, None)
+    assert evaluate([str(folder.path), "--output", str(tmp_path / "out")]) == 2
+
+
 # --- results ---
 
 
@@ -142,8 +151,9 @@ def own_run(tmp_path: Path, result: dict[str, Any], program: str = COMMAND, line
 
 def line(epoch: int) -> EpochRecord:
     return EpochRecord(
-        epoch=epoch, step=10 * epoch, generation=1, lr=0.1, train_loss=1.0 / epoch, train_top1_pct=50.0, val_loss=None,
-        val_top1_pct=[70.0, 80.0, 75.0, 80.0, 60.0][epoch - 1], test_loss=2.0 / epoch, test_top1_pct=[60.0, 61.0, 66.0, 64.0, 65.0][epoch - 1],
+        epoch=epoch, step=10 * epoch, generation=1, lr=0.1, train_loss=1.0 / epoch, train_top1_pct=50.0,
+        val_loss=None, val_top1_pct=[70.0, 80.0, 75.0, 80.0, 60.0][epoch - 1], test_loss=2.0 / epoch,
+        test_top1_pct=[60.0, 61.0, 66.0, 64.0, 65.0][epoch - 1],
         skipped_steps=0, seconds=2.0, images_per_s=None, time=0.0,
     )  # fmt: skip
 
