@@ -68,6 +68,7 @@ class Estimate:
     """What is known of a plan; every part None where nothing is. Seconds and bytes as (least, most)."""
 
     runs: int = 0
+    can_calibrate: bool = True
     unknown: int = 0  # runs of them without a timing
     epoch_s: Range | None = None
     sources: tuple[str, ...] = ()
@@ -139,7 +140,10 @@ def estimate(draft: "Draft", *, room: "Room | None" = None, parallel: int | None
         caps = [room.max_parallel or max(1, room.cores // max(task.cores for task in tasks))]
     found = calculate(tasks, walltime_s=walltime_s, signal_delay_s=draft.site.signal_delay_s, parallel=min(caps, default=None))
     start = ask_slurm(draft) if ask_start and not draft.is_local else None
-    return replace(found, start=start, packing=pack_advice.advise(draft, known) if draft.spec.pack.auto else None)
+    can_calibrate = not any(run.config.program.command for run in draft.runs.values())
+    return replace(
+        found, start=start, can_calibrate=can_calibrate, packing=pack_advice.advise(draft, known) if draft.spec.pack.auto else None
+    )
 
 
 def known_timings(draft: "Draft") -> Known:
@@ -257,7 +261,8 @@ def _inodes(runs: Sequence[RunLoad], requeues: tuple[int, int] | None) -> int:
 
 def _time_text(found: Estimate) -> str | None:
     if found.epoch_s is None:
-        return "not known: --calibrate times some steps" if found.runs else None
+        how = "--calibrate times some steps" if found.can_calibrate else "an earlier run of the program would tell"
+        return f"not known: {how}" if found.runs else None
     parts = [f"{between(found.epoch_s, duration)} an epoch (from {', '.join(found.sources[:2])})"]
     if found.run_s is not None and found.run_s[1]:
         parts.append(f"{between(found.run_s, duration)} a run")
