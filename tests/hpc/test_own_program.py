@@ -8,6 +8,7 @@ import pytest
 from sweep_text import expand_text, read_text
 
 from hpc.debug import debug_run
+from hpc.estimate import Estimate
 from hpc.launch_session import Request
 from hpc.launcher import launch
 from hpc.login_data import distinct_data
@@ -210,3 +211,7 @@ def test_a_result_without_schema_is_nobodys_where_there_is_no_program(tmp_path: 
     folder.result.write_text(json.dumps({"epochs": 900, "last_test_top1_pct": 99.0}))
     with pytest.raises(ConfigError, match="schema is None"):
         TrainResult.read(folder)
+
+
+def test_the_plan_does_not_advise_what_would_be_refused() -> None:
+    assert Estimate(runs=1, can_calibrate=False).lines() == (("time", "not known: an earlier run of the program would tell"),)
