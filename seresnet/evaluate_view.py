@@ -107,8 +107,11 @@ def markdown(found: Sequence[Evaluated], arrays: Arrays, settings: Mapping[str, 
     ]
     if found[0].shifts:
         adapts = found[0].shifts[0].adapted is not None
-        header = ["arm", "n", "clean", "mean of corruptions", *(["with adapted batch norm", "gain"] if adapts else [])]
-        lines += ["", *_table(header, [_shift_row(arm, runs, adapts) for arm, runs in groups.items()])]
+        first = next(iter(groups))
+        header = ["arm", "n", "clean", "mean of corruptions", *([f"minus {first}"] if len(groups) > 1 else [])]
+        header += ["with adapted batch norm", "gain"] if adapts else []
+        lines += ["", *_table(header, [_shift_row(groups, arm, adapts) for arm in groups])]
+        lines += ["", f"minus {first}: differences of the mean of corruptions at equal seeds."] if len(groups) > 1 else []
         lines += ["", "Mean over five severities, by corruption:", "", *_by_corruption(groups, adapts)]
     return "\n".join(lines) + "\n"
 
@@ -138,12 +141,28 @@ def _clean_row(arm: str, runs: Sequence[Evaluated]) -> list[str]:
     return [arm, str(len(runs)), *texts]
 
 
-def _shift_row(arm: str, runs: Sequence[Evaluated], adapts: bool) -> list[str]:
+def _shift_row(groups: Mapping[str, Sequence[Evaluated]], arm: str, adapts: bool) -> list[str]:
+    runs, first = groups[arm], next(iter(groups))
     row = [arm, str(len(runs)), spread_text([each.clean.top1_pct for each in runs]), spread_text([each.mean_pct for each in runs])]
+    if len(groups) > 1:
+        row.append("-" if arm == first else difference_text(paired_differences(groups[first], runs)))
     if adapts:
         row += [spread_text([mean_accuracy(each.shifts, is_adapted=True) for each in runs]), "+" * all(each.gain_pct >= 0 for each in runs)]
         row[-1] += spread_text([each.gain_pct for each in runs])
     return row
+
+
+def paired_differences(baseline: Sequence[Evaluated], runs: Sequence[Evaluated]) -> list[float]:
+    """Of the mean of corruptions, in points, at the seeds that both have."""
+    known = {each.seed: each.mean_pct for each in baseline}
+    return [each.mean_pct - known[each.seed] for each in runs if each.seed in known]
+
+
+def difference_text(values: Sequence[float]) -> str:
+    """Mean with its sign and sample standard deviation; a dash without a pair."""
+    if not values:
+        return "-"
+    return ("+" if np.mean(values) >= 0 else "") + spread_text(values)
 
 
 def _by_corruption(groups: Mapping[str, Sequence[Evaluated]], adapts: bool) -> list[str]:

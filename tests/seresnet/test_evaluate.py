@@ -1,6 +1,7 @@
 """Evaluations of trained runs: numbers against sklearn and hand sums, the published arrays' order, adapted batch norm, pages and errors."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from seresnet.corruptions import OPERATIONS
 from seresnet.digits import read_digits
 from seresnet.errors import DataError
 from seresnet.evaluate import main
-from seresnet.robustness import TestSet, check_published, shifted_sets
+from seresnet.evaluate_view import Evaluated, markdown
+from seresnet.robustness import Shift, TestSet, check_published, shifted_sets
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +82,31 @@ def test_a_sweep_is_evaluated_with_spreads_on_every_corruption(two_runs: list[Pa
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "evaluation.json", "evaluation.md", "hardest.png", "reliability.png", "corruptions.png",
     }  # fmt: skip
+
+
+def test_arms_are_compared_at_equal_seeds() -> None:
+    def at(arm: str, seed: int, mean_pct: float) -> Evaluated:
+        right = replace(score(np.array([[1.0, 0.0]]), np.array([0])), top1_pct=mean_pct)
+        shift = Shift(corruption="fog", severity=1, plain=right, adapted=None)
+        return Evaluated(arm=arm, seed=seed, origin=arm, clean=right, probabilities=np.array([[1.0, 0.0]]), shifts=(shift,))
+
+    found = [
+        at("plain", 0, 50.0),
+        at("plain", 1, 60.0),
+        at("augmix", 1, 65.0),
+        at("augmix", 0, 53.0),
+        at("augmix", 2, 99.0),
+        at("alone", 7, 1.0),
+    ]
+    page = markdown(
+        found, read_digits(), {"weights": "last", "images": 1, "tta": False, "corruptions": "computed", "adapt_bn_source_share": None}
+    )
+    # 53 - 50 and 65 - 60; seed 2 has no partner.
+    (header, *rows) = [
+        line.split("|")[1:-1] for line in page.splitlines() if "| mean of" in line or line.startswith(("| plain ", "| augmix ", "| alone "))
+    ][-4:]
+    assert header[-1].strip() == "minus plain"
+    assert {row[0].strip(): row[-1].strip() for row in rows} == {"plain": "-", "augmix": "+4.00 ± 1.41", "alone": "-"}
 
 
 def test_clean_accuracy_is_that_of_the_result(two_runs: list[Path], tmp_path: Path) -> None:
