@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from seresnet.errors import ConfigError, ToolkitError
 
@@ -62,9 +62,16 @@ def _load_all(arguments: argparse.Namespace) -> "list[tuple[Classifier, Arrays]]
     if left := len(folders) - len(finished):
         print(f"{left} of {len(folders)} runs are not finished and are left out", file=sys.stderr)
     loaded = [load_run(folder, torch.device(arguments.device), arguments.weights) for folder in finished]
+    loaded = [(replace(classifier, amp=_amp(classifier, arguments)), arrays) for classifier, arrays in loaded]
     if len({arrays.digest for _, arrays in loaded}) > 1:
         raise ConfigError("the runs were trained on different data: evaluate them apart.")
     return loaded
+
+
+def _amp(classifier: "Classifier", arguments: argparse.Namespace) -> Literal["bf16", "fp16", "off"]:
+    """The run's own precision, as its table has it; fp16 is no precision of CPUs."""
+    wanted = classifier.config.train.amp if arguments.amp == "run" else "off"
+    return "off" if wanted == "fp16" and arguments.device == "cpu" else wanted
 
 
 def _first(loaded: "list[tuple[Classifier, Arrays]]") -> "tuple[RunConfig, Arrays]":
@@ -113,7 +120,7 @@ def _evaluated(classifier: "Classifier", test: "TestSet", shifts: "Sequence[Shif
     from seresnet.evaluate_view import Evaluated, arm_of
     from seresnet.tta import probabilities
 
-    found = probabilities(classifier, test.images, tta=tta).double().numpy()
+    found = probabilities(classifier.folded(), test.images, tta=tta).double().numpy()
     return Evaluated(
         arm=arm_of(classifier),
         seed=classifier.config.train.seed,
@@ -128,6 +135,7 @@ def _settings(arguments: argparse.Namespace, images: int) -> dict[str, Any]:
     return {
         "images": images,
         "weights": arguments.weights,
+        "amp": arguments.amp,
         "tta": arguments.tta,
         "adapt_bn_source_share": arguments.adapt_bn if arguments.corruptions else None,
         "corruptions": None if not arguments.corruptions else "published arrays" if arguments.corruption_files else "computed",
@@ -175,6 +183,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--weights", choices=("last", "best"), default="last", help="of the last step, or best on validation")
     parser.add_argument("--hardest", type=_count, default=40, metavar="N", help="images on the contact sheet (default 40)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="where the files go (default: RUN/evaluation)")
+    parser.add_argument("--amp", choices=("run", "off"), default="run", help="precision: the run's own (default), or float32")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     return parser
 

@@ -93,7 +93,7 @@ def check_published(folder: Path, test_labels: Integers) -> None:
 
 def measure(classifier: Classifier, images: Images, labels: Integers, *, tta: bool = False) -> Scores:
     """The scores of one network."""
-    return score(probabilities(classifier, images, tta=tta).double().numpy(), labels)
+    return score(probabilities(classifier.folded(), images, tta=tta).double().numpy(), labels)
 
 
 def measure_shifts(

@@ -6,7 +6,7 @@ Training goes on in recipe.py; writing exports is export.py's job. One invariant
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +25,9 @@ from seresnet.checkpoint_writer import decode
 from seresnet.config import RunConfig, to_dict
 from seresnet.config_file import config_from_dict
 from seresnet.durable import parse_json
+from seresnet.engine import AMP_DTYPES
 from seresnet.errors import CheckpointError, ConfigError
+from seresnet.folding import FoldedNetwork
 from seresnet.models import build_model
 from seresnet.prepare import data_dir, find_prepared, prepare
 from seresnet.run_folder import CheckpointName, RunFolder, RunRecord
@@ -64,13 +66,22 @@ class Classifier:
     origin: str
     """Where the weights are from: run, step and digest of the state."""
     device: torch.device
+    amp: Literal["bf16", "fp16", "off"] = "off"
+    """Autocast precision of a forward pass; what comes out is float32."""
 
     @torch.no_grad()
     def logits(self, images: npt.NDArray[np.uint8] | Tensor, batch_size: int = 500) -> Tensor:
         """images: (N, H, W, 3) uint8; returns (N, classes) float32 on the host. Raises ConfigError for other shapes or types."""
         planar = self._planar(images)
-        parts = [self.network(self.prepared(part)).float().cpu() for part in planar.split(batch_size)]
+        with torch.autocast(self.device.type, dtype=AMP_DTYPES[self.amp], enabled=self.amp != "off"):
+            parts = [self.network(self.prepared(part)).float().cpu() for part in planar.split(batch_size)]
         return torch.cat(parts) if parts else torch.zeros(0, len(self.classes))
+
+    def folded(self) -> "Classifier":
+        """The same with batch norm folded into convolutions, as training evaluates it. What adapts batch norm needs the other."""
+        found = FoldedNetwork(self.network)
+        found.refresh()
+        return replace(self, network=found.network)
 
     def probabilities(self, images: npt.NDArray[np.uint8] | Tensor) -> Tensor:
         """(N, classes), rows sum to 1."""

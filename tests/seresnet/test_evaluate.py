@@ -17,6 +17,7 @@ from seresnet.digits import read_digits
 from seresnet.errors import DataError
 from seresnet.evaluate import main
 from seresnet.evaluate_view import Evaluated, markdown
+from seresnet.folding import FoldedNetwork
 from seresnet.robustness import Shift, TestSet, check_published, shifted_sets
 
 
@@ -114,6 +115,19 @@ def test_clean_accuracy_is_that_of_the_result(two_runs: list[Path], tmp_path: Pa
     found = json.loads((tmp_path / "evaluation.json").read_text())["runs"][0]["clean"]
     result = json.loads((two_runs[1] / "result.json").read_text())
     assert (found["n"], found["top1_pct"], found["confusion"]) == (120, pytest.approx(result["last_test_top1_pct"]), result["confusion"])
+    assert found["loss"] == pytest.approx(result["last_test_loss"], abs=1e-6)
+
+
+def test_a_run_in_bf16_is_evaluated_in_bf16_with_batch_norm_folded(two_runs: list[Path]) -> None:
+    plain, pixels = seresnet.load(two_runs[0]), read_digits().test_images[:30]
+    low = replace(plain, amp="bf16")
+    folded = FoldedNetwork(plain.network)
+    folded.refresh()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = folded.network(plain.prepared(torch.from_numpy(pixels).permute(0, 3, 1, 2))).float()
+    assert torch.equal(low.folded().logits(pixels), expected)
+    assert not torch.equal(plain.logits(pixels), expected)
+    torch.testing.assert_close(plain.folded().logits(pixels), plain.logits(pixels), rtol=1e-4, atol=1e-4)
 
 
 def published(folder: Path, labels: np.ndarray) -> None:
