@@ -54,7 +54,7 @@ def data_text(config: DataConfig) -> str:
 def _own_text(config: DataConfig) -> str:
     arguments = f" {show_args(config.args)}" if config.args else ""
     gone = f"; data.path {config.path} is not there for this machine" if config.path and not Path(config.path).exists() else ""
-    return f"{config.target}{arguments}: never called here; the first run that needs it makes it in {_relative(_folder(config))}{gone}"
+    return f"{config.target}{arguments}: called by the first run that needs it, not by the launcher, and kept in {_relative(_folder(config))}{gone}"
 
 
 def ensure_prepared(runs: Sequence[PlannedRun]) -> None:

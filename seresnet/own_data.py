@@ -32,8 +32,8 @@ _MOST_TITLE = 80
 
 
 def file_stem(target: str) -> str:
-    """How its array files begin."""
-    return f"own-{slug(target)}"
+    """How the names of its array files begin, whichever way the target is spelt."""
+    return f"own-{slug(':'.join(split_target(target)))}"
 
 
 def facts(config: DataConfig) -> list[Any]:
@@ -216,10 +216,9 @@ def _title(target: str, found: Any) -> str:
     if found is None:
         return target
     title = found.item() if isinstance(found, np.ndarray) and found.ndim == 0 else found
-    if not isinstance(title, str) or not _is_one_line(title) or not 0 < len(title.strip()) <= _MOST_TITLE:
-        raise ConfigError(
-            f"data.target: {target} gives the title {str(title)[:_MOST_TITLE]!r}. One printable line of up to {_MOST_TITLE} characters is wanted."
-        )
+    if not isinstance(title, str) or not _is_one_line(title) or not title.strip():
+        wanted = f"One printable line of up to {_MOST_TITLE} characters is wanted."
+        raise ConfigError(f"data.target: {target} gives the title {str(title)[:_MOST_TITLE]!r}. {wanted}")
     return title.strip()
 
 

@@ -93,8 +93,8 @@ def pin(folder: RunFolder, record: RunRecord, config: RunConfig, generation: int
 def _refuse_other_data(folder: RunFolder, pinned: str | None, found: str, target: str | None) -> None:
     if pinned != found and target is not None:
         raise DataError(
-            f"{folder.run_yaml}: this run was started on data {pinned}, {target} now gives {found}. Its code, data.path or what it draws from "
-            "a generator of its own has changed. Restore them, or start a new sweep, with data.args that tell the two data sets apart."
+            f"{folder.run_yaml}: this run was started on data {pinned}, {target} now gives {found}. Its code or what data.path names was "
+            "edited, or it gives other bytes each time. Restore that, or start a new sweep."
         )
     if pinned != found:
         raise DataError(
