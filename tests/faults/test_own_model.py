@@ -103,7 +103,7 @@ def test_example_is_launched_trained_and_runs_from_its_copy(launched: Path) -> N
 
 
 def test_table_names_the_data_set_by_its_title(sweep: SweepFolder) -> None:
-    assert collect.main([str(sweep.path)]) == 0
+    assert collect.main(["--no-figures", str(sweep.path)]) == 0
     assert "Data: five shapes, 64 training images" in (sweep.path / "table.md").read_text()
 
 
