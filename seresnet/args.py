@@ -96,7 +96,7 @@ def _beside_a_data_set(data: DataConfig) -> Iterator[tuple[tuple[str, ...], str]
     usual = DataConfig().name
     if data.name != usual:
         problem = f"data.name {data.name} is one of the built-in data sets, and data.target is {data.target}."
-        yield ("data.name", "data.target"), f"{problem} Leave one of them away; where a base says the name, {usual} takes it back."
+        yield ("data.name", "data.target"), f"{problem} Leave one of them away; below a base that says the name, write data.name: {usual}."
     if data.path and any(name == "path" for name, _ in data.args):
         yield (
             ("data.args", "data.path"),

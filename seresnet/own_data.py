@@ -229,6 +229,8 @@ def _is_one_line(text: str) -> bool:
 def _what(value: object) -> str:
     if isinstance(value, np.ndarray):
         return f"{value.dtype} {value.shape}"
+    if isinstance(value, Mapping):
+        return f"a mapping of {', '.join(str(key)[:40] for key in list(value)[:8]) or 'nothing'}"
     if isinstance(value, tuple | list):
         return f"a {type(value).__name__} of {len(value)}"
     return f"an object of type {type(value).__name__}"

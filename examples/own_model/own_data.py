@@ -5,7 +5,7 @@ import numpy as np
 CLASSES = ["disc", "ring", "square", "triangle", "cross"]
 
 
-def shapes(train: int = 1000, test: int = 300, size: int = 32, noise: float = 0.2) -> dict[str, object]:
+def shapes(train: int = 2000, test: int = 300, size: int = 32, noise: float = 0.2) -> dict[str, object]:
     """Images uint8 (N, size, size, 3), labels that index CLASSES; equally many of each class in a split."""
     train_images, train_labels = _draw(train, size, noise)
     test_images, test_labels = _draw(test, size, noise)

@@ -113,7 +113,7 @@ def test_without_names_classes_are_numbers_and_the_title_is_the_target(write: Wr
     ("statement", "said"),
     [
         ("parts = (train, test)", "gives a tuple of 2 without train_images, train_labels, test_images, test_labels. A mapping, or"),
-        ("del parts['test_labels']", "without test_labels"),
+        ("parts = {'train_images': train}", "gives a mapping of train_images without train_labels, test_images, test_labels. A"),
         ("parts['test_label'] = 3", "gives a part 'test_label', which nobody reads. Did you mean test_labels?"),
         ("parts['train_images'] = train / 255", "float64 (6, 8, 9, 3). uint8 (N, H, W, 3) is wanted, values 0..255, or (N, H, W) for grey"),
         ("parts['train_images'] = train / 255", "write (255 * train_images).round().astype('uint8')"),

@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(300)]
 
 EXAMPLE = REPO / "examples" / "own_model"
 #: Five seconds of training and more on a free core: an eviction takes two.
-SMALL = ("seeds=1", "train.epochs=40", "train.checkpoint_every_s=0.5", "data.args.test=100")
+SMALL = ("seeds=1", "train.epochs=40", "train.checkpoint_every_s=0.5", "data.args.train=1000", "data.args.test=100")
 SITE = ("site.extends=slurm", "site.partition=low", "site.gpu_request=none", "site.cpus_per_rank=1", "site.walltime_min=10")
 
 
