@@ -52,9 +52,9 @@ def data_text(config: DataConfig) -> str:
 
 
 def _own_text(config: DataConfig) -> str:
-    arguments = f" {show_args(config.args)}" if config.args else ""
+    named = f"{config.target} {show_args(config.args)}" if config.args else config.target
     gone = f"; data.path {config.path} is not there for this machine" if config.path and not Path(config.path).exists() else ""
-    return f"{config.target}{arguments}: called by the first run that needs it, not by the launcher, and kept in {_relative(_folder(config))}{gone}"
+    return f"{named}: called by the first run that needs it, not by the launcher, and kept in {_relative(_folder(config))}{gone}"
 
 
 def ensure_prepared(runs: Sequence[PlannedRun]) -> None:

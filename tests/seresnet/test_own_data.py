@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from seresnet import own_code, own_data
+from seresnet import own_code, own_data, train, train_arguments
 from seresnet.array_file import load_arrays
 from seresnet.config import DataConfig, RunConfig
 from seresnet.config_file import read_run_config
@@ -289,3 +289,11 @@ def test_own_data_names_every_part_that_it_reads() -> None:
     from seresnet.array_file import LabelledImages
 
     assert {field.name for field in fields(LabelledImages)} == set(own_data.PARTS)
+
+
+def test_folder_of_a_config_that_names_a_data_set_alone_is_the_code_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(own_code.VARIABLE, "")
+    (tmp_path / "own_made.py").write_text("")
+    config = config_of(tmp_path, "data: {target: own_made.build}")
+    train._name_code_root(train_arguments.parser().parse_args(["--config", str(tmp_path / "run.yaml")]), config)
+    assert own_code.code_root() == tmp_path.resolve()
