@@ -102,7 +102,16 @@ def _parts(target: str, found: object) -> dict[str, Any]:
             f"data.target: {target} gives {_what(found)} without {', '.join(missing)}. "
             f"A mapping, or an object, with {', '.join(ARRAYS)} is wanted; classes and title may be in it, too."
         )
-    return parts | {name: np.asarray(parts[name]) for name in ARRAYS}
+    return parts | {name: _array(target, name, parts[name]) for name in ARRAYS}
+
+
+def _array(target: str, name: str, found: object) -> NDArray[Any]:
+    try:
+        return np.asarray(found)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            f"data.target: {target} gives {name} as {_what(found)} that is no array: {error}. Bring all images to one size, on the CPU."
+        ) from error
 
 
 def checked(target: str, parts: Mapping[str, Any]) -> LabelledImages:
@@ -173,24 +182,32 @@ def _labels(target: str, name: str, found: NDArray[Any], images: int) -> NDArray
 
 def _classes(target: str, found: Any, labels: NDArray[np.int64]) -> tuple[str, ...]:
     """Their names; without any, the numbers that the labels of train have."""
-    if found is None:
-        count = int(labels.max()) + 1
-        if count > len(labels):  # before a name is made for each number that a wrong label skips
-            raise ConfigError(
-                f"data.target: {target} gives train_labels up to {count - 1} for {len(labels)} images. Number the classes 0, 1, 2, ..."
-            )
-        names = tuple(map(str, range(count)))
-    elif isinstance(found, str | bytes | Mapping) or not hasattr(found, "__iter__"):
-        raise ConfigError(f"data.target: {target} gives classes as {_what(found)}. A list of names, in the order of the labels, is wanted.")
-    else:
-        names = tuple(str(name) for name in found)
-    if strange := next((name for name in names if not _is_one_line(name)), None):
-        raise ConfigError(f"data.target: {target} gives a class the name {strange[:_MOST_TITLE]!r}. Give it one printable line.")
+    names = _numbers(target, labels) if found is None else _names(target, found)
     if len(set(names)) != len(names) or len(names) < 2 or "" in names:
-        raise ConfigError(
-            f"data.target: {target} gives the classes {list(names[:12])}. Two different names at least, none empty, are wanted."
-        )
+        shown = ", ".join(map(repr, names[:12]))
+        raise ConfigError(f"data.target: {target} gives the classes {shown}. Two different names at least, none empty, are wanted.")
     return names
+
+
+def _numbers(target: str, labels: NDArray[np.int64]) -> tuple[str, ...]:
+    count = int(labels.max()) + 1
+    if count > len(labels):  # before a name is made for each number that a wrong label skips
+        raise ConfigError(
+            f"data.target: {target} gives train_labels up to {count - 1} for {len(labels)} images. Number the classes 0, 1, 2, ..."
+        )
+    return tuple(map(str, range(count)))
+
+
+def _names(target: str, found: Any) -> tuple[str, ...]:
+    if isinstance(found, str | bytes | Mapping) or not hasattr(found, "__iter__"):
+        raise ConfigError(f"data.target: {target} gives classes as {_what(found)}. A list of names, in the order of the labels, is wanted.")
+    names = list(found)
+    for name in names:
+        if not isinstance(name, str | int | np.integer) or not _is_one_line(str(name)):
+            raise ConfigError(
+                f"data.target: {target} gives a class the name {repr(name)[:_MOST_TITLE]}. Give it one printable line of text."
+            )
+    return tuple(map(str, names))
 
 
 def _refuse_other_classes(target: str, name: str, labels: NDArray[np.int64], classes: tuple[str, ...]) -> None:

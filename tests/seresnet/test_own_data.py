@@ -140,6 +140,11 @@ def test_without_names_classes_are_numbers_and_the_title_is_the_target(write: Wr
         ("parts['classes'] = 'catdog'", "classes as an object of type str. A list of names, in the order of the labels, is wanted"),
         ("parts['classes'] = ['cat', 'cat']", "Two different names at least, none empty, are wanted"),
         ("parts['classes'] = ['cat', 'd\\nog']", "gives a class the name 'd\\nog'. Give it one printable line"),
+        ("parts['classes'] = [b'cat', b'dog']", "gives a class the name b'cat'. Give it one printable line of text"),
+        (
+            "parts['train_images'] = [train[0], train[1][:5]]",
+            "gives train_images as a list of 2 that is no array: setting an array element",
+        ),
         ("parts['title'] = 'a\\x1b[2J'", "gives the title 'a\\x1b[2J'. One printable line"),
         ("parts['title'] = 3", "gives the title '3'. One printable line of up to 80 characters"),
         ("open('/no/such/file')", "raised FileNotFoundError: [Errno 2] No such file or directory: '/no/such/file'"),
