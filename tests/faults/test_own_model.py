@@ -81,8 +81,12 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def sweep(launched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SweepFolder:
-    """A copy of the sweep, for what changes it; whatever names a code_root in this process is forgotten."""
+    """A copy of the sweep, for what changes it; this process forgets which code_root it knows and what it imports from there."""
     monkeypatch.setenv(own_code.VARIABLE, "")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for name in ("own_nets", "own_data", "own_losses"):
+        monkeypatch.setitem(sys.modules, name, sys)  # so that it is undone, whatever is imported
+        del sys.modules[name]
     return SweepFolder(Path(shutil.copytree(launched / "runs" / "own-model", tmp_path / "runs" / "own-model")))
 
 
