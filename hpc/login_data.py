@@ -1,6 +1,7 @@
 """Data before jobs: paths made absolute, and the array prepared where the launcher runs if its source is at hand.
 
 Compute nodes may have no network, and forty tasks must not prepare the same archive. Building is seresnet.prepare's job, torch-free.
+A data set of somebody else's code (data.target) is never made here: the first run that needs it calls it, and the others wait.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ from pathlib import Path
 from hpc.site import Site
 from hpc.sweep import PlannedRun
 from seresnet import prepare
+from seresnet.args import show_args
 from seresnet.config import DataConfig
 from seresnet.data_progress import shown
 from seresnet.errors import DataError
@@ -32,11 +34,13 @@ def with_absolute_data(run: PlannedRun, site: Site) -> PlannedRun:
 def distinct_data(runs: Sequence[PlannedRun]) -> list[DataConfig]:
     """One config for each source and folder; splits and subsets are cut from the same array."""
     ours = [run.config.data for run in runs if not run.config.program.command]
-    return list({(data.name, data.path, data.dir): data for data in ours}.values())
+    return list({(data.name, data.path, data.dir, data.target, data.args): data for data in ours}.values())
 
 
 def data_text(config: DataConfig) -> str:
     """Where this data lies or will lie, in one line; raises DataError for a source that is not there."""
+    if config.target is not None:
+        return _own_text(config)
     found = prepare.find_prepared(config, _folder(config))
     if found is not None:
         return f"{config.name}: {_relative(found)}"
@@ -47,10 +51,16 @@ def data_text(config: DataConfig) -> str:
     return f"{config.name}: not prepared in {_relative(_folder(config))}, and no data.path says where it is; `{_command(config)}` makes it"
 
 
+def _own_text(config: DataConfig) -> str:
+    named = f"{config.target} {show_args(config.args)}" if config.args else config.target
+    gone = f"; data.path {config.path} is not there for this machine" if config.path and not Path(config.path).exists() else ""
+    return f"{named}: called by the first run that needs it, not by the launcher, and kept in {_relative(_folder(config))}{gone}"
+
+
 def ensure_prepared(runs: Sequence[PlannedRun]) -> None:
     """Prepare what is missing, with progress; raises DataError with the command to run where the source is elsewhere."""
     for config in distinct_data(runs):
-        if prepare.find_prepared(config, _folder(config)) is not None:
+        if config.target is not None or prepare.find_prepared(config, _folder(config)) is not None:
             continue
         if not _is_at_hand(config):
             raise DataError(

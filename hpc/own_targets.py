@@ -128,9 +128,10 @@ def _look_inside(target: Target, root: Path, parts: Sequence[str], *, is_own: bo
         return f"{target.text}: {source}{f':{line}' if line else ''}: {error.args[0]}. Correct it.", None
     except OSError as error:
         return f"{target.text}: {source}: {error.strerror}. Give this user the right to it.", None
-    if target.name in names:
+    # A package's modules are its names too, once somebody imports them.
+    if target.name in names or (source.name == "__init__.py" and target.name in _modules(source.parent)):
         return None, None
-    if is_open or not is_own:
+    if is_open:
         return None, f"{source.name} makes names that only importing it would tell, so {target.name} was not looked at"
     near = nearest(target.name, sorted(names))
     return f"{target.text}: {source} defines no {target.name}. {f'Did you mean {near}?' if near else 'Correct the name.'}", None

@@ -127,10 +127,15 @@ def _differences_before(original: Original) -> list[str]:
 
 
 def _data_differences(original: Original) -> Iterator[str]:
-    wanted, place = original.result.data_digest, Path(original.config.data.dir or "")
-    found = prepare.find_prepared(original.config.data, place)
+    data, wanted, place = original.config.data, original.result.data_digest, Path(original.config.data.dir or "")
+    if data.target is not None:
+        # Never called here. What it gives in training is compared with what run.yaml has pinned.
+        if prepare.find_with_digest(data, place, wanted) is None:
+            yield f"data: what {data.target} gave is not in {place}; it is called when training starts"
+        return
+    found = prepare.find_prepared(data, place)
     if found is None:
-        yield f"data: {original.config.data.name} is not prepared in {place}; it is when training starts, if its source is at hand"
+        yield f"data: {data.name} is not prepared in {place}; it is when training starts, if its source is at hand"
     elif (digest := read_header(found).digest) != wanted:
         raise DataError(
             f"{found}: data digest is {digest[:16]}, and {original.record.slug} was trained on {wanted[:16]}. "

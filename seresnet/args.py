@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, cast
 
-from seresnet.config import ARGS_OF, Args, ArgValue, KeyClass, KeyRule, ModelConfig, RunConfig, iter_keys
+from seresnet.config import ARGS_OF, Args, ArgValue, DataConfig, KeyClass, KeyRule, ModelConfig, RunConfig, iter_keys
 from seresnet.strict_yaml import Bad, Located
 from seresnet.typed_values import MistypedError, convert
 
@@ -72,6 +72,8 @@ def target_problems(config: RunConfig) -> Iterator[tuple[tuple[str, ...], str]]:
             yield (args, target), f"{args} has arguments, and {target} is not set. Set it, or leave them away."
     if config.model.target is not None:
         yield from _beside_a_network(config)
+    if config.data.target is not None:
+        yield from _beside_a_data_set(config.data)
     if config.program.command is not None:
         yield from _of_a_program(config)
 
@@ -88,6 +90,18 @@ def _of_a_program(config: RunConfig) -> Iterator[tuple[tuple[str, ...], str]]:
         yield (key,), f"{' '.join(command)!r} is not told which run it is. Add '{{run_dir}}/run.yaml'."
     if config.train.nodes > 1:
         yield (key, "train.nodes"), f"train.nodes {config.train.nodes} is set beside a program, which runs on one node. Set train.nodes: 1."
+
+
+def _beside_a_data_set(data: DataConfig) -> Iterator[tuple[tuple[str, ...], str]]:
+    usual = DataConfig().name
+    if data.name != usual:
+        problem = f"data.name {data.name} is one of the built-in data sets, and data.target is {data.target}."
+        yield ("data.name", "data.target"), f"{problem} Leave one of them away; below a base that says the name, write data.name: {usual}."
+    if data.path and any(name == "path" for name, _ in data.args):
+        yield (
+            ("data.args", "data.path"),
+            "data.args.path is given, and data.path comes as path, too. Keep data.path: a place is no identity.",
+        )
 
 
 def _beside_a_network(config: RunConfig) -> Iterator[tuple[tuple[str, ...], str]]:

@@ -81,7 +81,7 @@ def keeps_archive(world: World) -> bool:
 
 def _what_decides(config: RunConfig) -> dict[str, Any]:
     """What the graphs of a network depend on, so that runs with other seeds find them, and no others look through them."""
-    keys = ("train.amp", "train.channels_last", "train.deterministic", "train.threads", "data.name")
+    keys = ("train.amp", "train.channels_last", "train.deterministic", "train.threads", "data.name", "data.target")
     decides = {key: value for key, _, value, _ in iter_keys(config) if key.startswith("model.") or key in keys}
     return {**decides, "samples": micro_batch_size(config), "source": _source_digest()}
 

@@ -23,7 +23,12 @@ ArgScalar = bool | int | float | str | None
 ArgValue = ArgScalar | tuple[ArgScalar, ...]
 Args = tuple[tuple[str, ArgValue], ...]
 #: The keys that hold Args, and the target that they are for; below each stand keys such as model.args.depth.
-ARGS_OF = {"model.args": "model.target", "train.loss_args": "train.loss_target", "program.args": "program.command"}
+ARGS_OF = {
+    "model.args": "model.target",
+    "data.args": "data.target",
+    "train.loss_args": "train.loss_target",
+    "program.args": "program.command",
+}
 
 DataName = Literal["digits", "cifar10", "cifar100", "svhn", "tiny_imagenet", "images"]
 
@@ -93,6 +98,8 @@ class DataConfig:
     val_images: int = _identity(0, "images held out of train for validation; 0 = none", at_least=0)
     train_images: int | None = _identity(None, "train on this many images; unset = all", at_least=1)
     test_images: int | None = _identity(None, "test on this many images; unset = all", at_least=1)
+    target: str | None = _identity(None, "a data set of your own instead of data.name: package.module:callable, see docs/own-code.md")
+    args: Args = _identity((), "what data.target is called with, by name; data.path comes as path")  # noqa: RUF009
 
 
 @dataclass(frozen=True, kw_only=True)

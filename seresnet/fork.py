@@ -23,7 +23,10 @@ from seresnet.tensor_file import TensorPlace, layout, state_digest_of, with_meta
 log = logging.getLogger("seresnet")
 
 #: What makes step N the same place in a fork: which images there are to train on, and how many a step takes.
-_PLACE_KEYS = ("data.name", "data.split_seed", "data.val_images", "data.train_images", "train.global_batch_size")
+_PLACE_KEYS = (
+    *("data.name", "data.target", "data.args", "data.split_seed", "data.val_images", "data.train_images"),
+    "train.global_batch_size",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

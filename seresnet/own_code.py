@@ -5,6 +5,7 @@ snapshot alone, whatever the environment says.
 """
 
 import hashlib
+import importlib.machinery
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -87,6 +88,26 @@ def digest(code: Path = _ROOT) -> str | None:
         whole.update(f"{path.relative_to(root).as_posix()}\0".encode())
         whole.update(hashlib.sha256(path.read_bytes()).digest())
     return whole.hexdigest()[:16]
+
+
+def digest_of_module(module: str) -> str | None:
+    """16 hex digits that tell the code of a module: of all files there if it lies under code_root, else of its own source file.
+
+    None where there is no such file. Nothing is imported.
+    """
+    root = code_root()
+    if root is not None and holds(root, [module]):
+        return digest()
+    name, spec, places = "", None, None
+    for part in module.split("."):
+        name = f"{name}.{part}".lstrip(".")
+        spec = importlib.machinery.PathFinder.find_spec(name, places)
+        if spec is None:
+            return None
+        places = spec.submodule_search_locations
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+        return None
+    return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()[:16]
 
 
 def _is_code(folder: Path) -> bool:

@@ -80,7 +80,7 @@ def pin(folder: RunFolder, record: RunRecord, config: RunConfig, generation: int
     if record.pinned is None:
         pinned = replace(record, pinned=now)
     else:
-        _refuse_other_data(folder, record.pinned.get("data_digest"), facts["data_digest"])
+        _refuse_other_data(folder, record.pinned.get("data_digest"), facts["data_digest"], config.data.target)
         before = {key: record.pinned.get(key, _ABSENT.get(key, value)) for key, value in now.items()}
         changed = {key: (before[key], value) for key, value in now.items() if before[key] != value}
         marks = [f"{key}: {old} -> {new} at attempt {generation}" for key, (old, new) in sorted(changed.items())]
@@ -90,7 +90,12 @@ def pin(folder: RunFolder, record: RunRecord, config: RunConfig, generation: int
     return pinned
 
 
-def _refuse_other_data(folder: RunFolder, pinned: str | None, found: str) -> None:
+def _refuse_other_data(folder: RunFolder, pinned: str | None, found: str, target: str | None) -> None:
+    if pinned != found and target is not None:
+        raise DataError(
+            f"{folder.run_yaml}: this run was started on data {pinned}, {target} now gives {found}. Its code or what data.path names was "
+            "edited, or it gives other bytes each time. Restore that, or start a new sweep."
+        )
     if pinned != found:
         raise DataError(
             f"{folder.run_yaml}: this run was started on data {pinned}, data.path and data.dir now give {found}. "

@@ -70,6 +70,13 @@ def find_prepared(config: DataConfig, data_dir: Path) -> Path | None:
     return target if target.exists() else None
 
 
+def find_with_digest(config: DataConfig, data_dir: Path, digest: str) -> Path | None:
+    """The array file with this digest that somebody's own code made before, whatever that code says now; None for data sets of ours."""
+    from seresnet.sources import with_digest
+
+    return with_digest(config, data_dir, digest) if config.target is not None else None
+
+
 def prepare(config: DataConfig, data_dir: Path, *, workers: int | None = None, progress: "Report | None" = None) -> Path:
     """The verified array file of this config; built if it is missing, set aside and built again if it is damaged.
 

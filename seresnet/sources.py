@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from seresnet import cifar10, digits
+from seresnet import cifar10, digits, own_data
 from seresnet.archives import FileTree, Report, open_tree
-from seresnet.array_file import LabelledImages, read_header
+from seresnet.array_file import Header, LabelledImages, read_header
 from seresnet.config import DataConfig, DataName
 from seresnet.durable import canonical_json
 from seresnet.errors import DataError
@@ -29,7 +29,7 @@ _PROBE_BYTES = 1 << 20
 class Source:
     """Something that images can be read from."""
 
-    name: str  # data.name
+    name: str  # data.name, or own-<target>
     place: str  # where it is, for people and for the header
     fingerprint: str
     reader: Callable[[int, Report], LabelledImages]
@@ -48,6 +48,8 @@ def find_source(config: DataConfig, data_dir: Path) -> Source | None:
 
     Raises DataError for settings that contradict each other.
     """
+    if config.target is not None:
+        return _own_source(config)
     if config.name == "digits":
         if config.path:
             raise DataError(f"data.path: {config.path}, but data.name digits comes with scikit-learn. Unset one of them.")
@@ -73,20 +75,49 @@ def find_source(config: DataConfig, data_dir: Path) -> Source | None:
     )
 
 
+def _own_source(config: DataConfig) -> Source | None:
+    path = Path(config.path).expanduser() if config.path else None
+    if path is not None and not path.exists():
+        return None
+    content = path_fingerprint(path) if path else None
+    return Source(
+        name=_name(config),
+        place=_place(config),
+        fingerprint=_hash("own", *own_data.facts(config), content),
+        reader=lambda *_: own_data.read(config),
+    )
+
+
+def _name(config: DataConfig) -> str:
+    return config.name if config.target is None else own_data.file_stem(config.target)
+
+
+def _place(config: DataConfig) -> str:
+    return own_data.place(config) if config.target is not None else str(Path(config.path or "").expanduser().resolve())
+
+
 def missing(config: DataConfig) -> DataError:
     return DataError(f"data.path: {config.path} does not exist, and no array file was made from it. Correct the path.")
 
 
 def recorded(config: DataConfig, data_dir: Path) -> Path | None:
     """The newest array file whose header says that it was built from config.path."""
-    place = str(Path(config.path or "").expanduser().resolve())
-    files = sorted(data_dir.glob(f"{config.name}-*{SUFFIX}"), key=lambda path: path.stat().st_mtime, reverse=True)
-    return next((path for path in files if _source_of(path) == place), None)
+    place = _place(config)
+    return next((path for path in _files(config, data_dir) if (header := _header(path)) and header.source == place), None)
 
 
-def _source_of(path: Path) -> str | None:
+def with_digest(config: DataConfig, data_dir: Path, digest: str) -> Path | None:
+    """The newest array file of this data set with this digest, whatever it was built from."""
+    return next((path for path in _files(config, data_dir) if (header := _header(path)) and header.digest == digest), None)
+
+
+def _files(config: DataConfig, data_dir: Path) -> list[Path]:
+    return sorted(data_dir.glob(f"{_name(config)}-*{SUFFIX}"), key=lambda path: path.stat().st_mtime, reverse=True)
+
+
+def _header(path: Path) -> Header | None:
     try:
-        return read_header(path).source
+        return read_header(path)
     except DataError:
         return None
 

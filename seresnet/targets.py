@@ -43,9 +43,9 @@ def build_network(config: ModelConfig, num_classes: int, seed: int) -> nn.Module
     with own_draws(seed, "own/init", 0, 0, torch.device("cpu")):
         callable_: Callable[..., Any] = find("model.target", target)
         arguments = plain_args(config.args)
-        if "num_classes" not in arguments and _takes(callable_, "num_classes"):
+        if "num_classes" not in arguments and takes(callable_, "num_classes"):
             arguments["num_classes"] = num_classes
-        _refuse_arguments("model", target, callable_, arguments)
+        refuse_arguments("model", target, callable_, arguments)
         with explained("model.target", target):
             network = callable_(**arguments)
     return _trainable(target, network)
@@ -125,11 +125,14 @@ def explained(key: str, target: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, ToolkitError | OSError) or is_out_of_memory(error) or is_gpu_fault(str(error)):
             raise
-        log.error("own_code key=%s target=%s", key, target, exc_info=error)
-        at = traceback.extract_tb(error.__traceback__)[-1]
-        raise ConfigError(
-            f"{key}: {target} raised {type(error).__name__}: {str(error)[:500]} ({at.filename}:{at.lineno}). Correct it."
-        ) from error
+        raise raised(key, target, error) from error
+
+
+def raised(key: str, target: str, error: Exception) -> ConfigError:
+    """What to raise for it, with its place; the traceback goes to the log."""
+    log.error("own_code key=%s target=%s", key, target, exc_info=error)
+    at = traceback.extract_tb(error.__traceback__)[-1]
+    return ConfigError(f"{key}: {target} raised {type(error).__name__}: {str(error)[:500]} ({at.filename}:{at.lineno}). Correct it.")
 
 
 def find(key: str, target: str) -> Callable[..., Any]:
@@ -162,7 +165,8 @@ def _module(key: str, target: str, name: str) -> ModuleType:
         raise ConfigError(f"{key}: {target}: imports {missing.name}, which is not installed for {sys.executable}.") from missing
 
 
-def _takes(callable_: Callable[..., Any], name: str) -> bool:
+def takes(callable_: Callable[..., Any], name: str) -> bool:
+    """Whether it has a parameter of this name, or takes any."""
     try:
         parameters = inspect.signature(callable_).parameters
     except (ValueError, TypeError):  # of built-in code nothing is known
@@ -170,7 +174,8 @@ def _takes(callable_: Callable[..., Any], name: str) -> bool:
     return name in parameters or any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
 
 
-def _refuse_arguments(section: str, target: str, callable_: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+def refuse_arguments(section: str, target: str, callable_: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+    """Raise ConfigError, with what it takes, where it cannot be called with these."""
     try:
         signature = inspect.signature(callable_)
     except (ValueError, TypeError):

@@ -294,7 +294,7 @@ def _refuse_program(config: RunConfig) -> None:
 
 def _name_code_root(args: argparse.Namespace, config: RunConfig) -> None:
     """--code-root, else what the environment says, else the config file's folder if a module that the config names lies there."""
-    targets = [split_target(target)[0] for target in (config.model.target, config.train.loss_target) if target]
+    targets = [split_target(target)[0] for target in (config.model.target, config.data.target, config.train.loss_target) if target]
     if args.code_root is not None:
         own_code.name_root(args.code_root)
     elif own_code.code_root() is None and args.config is not None and own_code.holds(args.config.parent, targets):

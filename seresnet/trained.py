@@ -26,10 +26,10 @@ from seresnet.config import RunConfig, to_dict
 from seresnet.config_file import config_from_dict
 from seresnet.durable import parse_json
 from seresnet.engine import AMP_DTYPES
-from seresnet.errors import CheckpointError, ConfigError
+from seresnet.errors import CheckpointError, ConfigError, DataError
 from seresnet.folding import FoldedNetwork
 from seresnet.models import build_model
-from seresnet.prepare import data_dir, find_prepared, prepare
+from seresnet.prepare import data_dir, find_prepared, find_with_digest, prepare
 from seresnet.run_folder import CheckpointName, RunFolder, RunRecord
 from seresnet.state import TrainState, state_digest
 
@@ -136,11 +136,12 @@ def load_run(folder: RunFolder, device: torch.device, weights: Which = "last") -
         raise ConfigError(
             f"{folder.path}: was trained by a program of its own ({' '.join(config.program.command)}). Only that knows its network."
         )
-    arrays = open_arrays(config)
     pinned = (record.pinned or {}).get("data_digest")
+    arrays = _made_before(config, pinned) or open_arrays(config)
     if pinned is not None and pinned != arrays.digest:
+        edited = f" Or the code was edited since: set {own_code.VARIABLE} to SWEEP/code/NNNN/user of then." if config.data.target else ""
         raise ConfigError(
-            f"{folder.path.name}: was trained on data {pinned[:12]}, but {arrays.title} here is {arrays.digest[:12]}. Set data.dir."
+            f"{folder.path.name}: was trained on data {pinned[:12]}, but {arrays.title} here is {arrays.digest[:12]}. Set data.dir.{edited}"
         )
     name, state = chosen_state(folder, weights)
     classifier = Classifier(
@@ -159,6 +160,16 @@ def open_arrays(config: RunConfig) -> Arrays:
     """The prepared array of this config, made if it is missing and its source is at hand. Raises DataError."""
     folder = data_dir(config.data, os.environ)
     return load_arrays(find_prepared(config.data, folder) or prepare(config.data, folder))
+
+
+def _made_before(config: RunConfig, pinned: str | None) -> Arrays | None:
+    """The arrays that the run was trained on, where a code of the user's own made them that may have been edited since."""
+    found = find_with_digest(config.data, data_dir(config.data, os.environ), pinned) if pinned else None
+    if found is None:
+        return None
+    with suppress(DataError):
+        return load_arrays(found, expect_digest=pinned)
+    return None
 
 
 def chosen_state(folder: RunFolder, weights: Which) -> tuple[CheckpointName, TrainState]:

@@ -134,6 +134,7 @@ def test_a_parent_that_lost_its_tier_hands_that_down(digits_dir: Path, parent: P
     [
         (("train.global_batch_size=16", "train.micro_batch_size=16"), "  train.global_batch_size: 32 -> 16\nRestore"),
         (("data.train_images=90",), "  data.train_images: 180 -> 90\nRestore"),
+        (("data.name=cifar10", "data.target=own_sets:other"), "  data.target: None -> own_sets:other\nRestore"),
         (("model.width=8",), "  model/head.weight: float32 (10, 16) -> float32 (10, 32)\n"),
         (("optim.momentum=0.0",), "  momentum/head.bias: float32 (10,) -> none\n"),
         (("train.epochs=2",), "nothing is left to train. Raise train.epochs"),

@@ -36,9 +36,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def sweep(folder: Path, target: str, head: str = "") -> Path:
+def sweep(folder: Path, target: str, head: str = "", key: str = "model.target") -> Path:
     path = folder / "own.yaml"
-    path.write_text(f"{head}\nbase:\n  model.target: {target}\n")
+    path.write_text(f"{head}\nbase:\n  {key}: {target}\n")
     return path
 
 
@@ -57,11 +57,16 @@ def test_names_that_a_source_defines_or_imports_are_accepted(folder: Path, name:
         ("lib.torn:build", "torn.py:1: invalid syntax"),
     ],
 )
-def test_wrong_target_is_refused_with_its_line_and_the_nearest_name(folder: Path, target: str, said: str) -> None:
+@pytest.mark.parametrize("key", ["model.target", "data.target", "train.loss_target"])
+def test_wrong_target_is_refused_with_its_line_and_the_nearest_name(folder: Path, target: str, said: str, key: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        read_sweep(sweep(folder, target))
-    assert f"own.yaml:3: model.target: {target}: " in str(caught.value)
+        read_sweep(sweep(folder, target, key=key))
+    assert f"own.yaml:3: {key}: {target}: " in str(caught.value)
     assert said.format(folder=folder.resolve()) in str(caught.value)
+
+
+def test_folder_of_the_sweep_that_holds_a_data_set_alone_is_its_code_root(folder: Path) -> None:
+    assert read_sweep(sweep(folder, "own_nets:build", key="data.target")).code_root == folder.resolve()
 
 
 def test_module_beside_the_wanted_one_is_named(folder: Path) -> None:

@@ -33,10 +33,12 @@ site:
 class Launched:
     """The code, a sweep of it and its runs, in a folder of the ordinary user; acts: what each attempt of every run does."""
 
+    file = "demo.yaml"
+
     def __init__(self, cluster: Cluster, folder: Path, seeds: int | str, acts: str = "finish", text: str = SWEEP, more: str = "") -> None:
         self.cluster, self.acts = cluster, acts
         self.code = copy_code(cluster, folder / "code-of-user")
-        (self.code / "demo.yaml").write_text(text.format(seeds=seeds) + more)
+        (self.code / self.file).write_text(text.format(seeds=seeds) + more)
         cluster.give_to_user(self.code)
 
     @property
@@ -44,8 +46,8 @@ class Launched:
         return self.code / "runs" / "demo"
 
     def run(self, *words: str, code: int = 0, env: Mapping[str, str] | None = None, timeout_s: float = 300.0) -> str:
-        """`python -m hpc.launch --sweep demo.yaml WORDS` as the ordinary user; what it said. Fails on another exit code."""
-        command = [sys.executable, "-m", "hpc.launch", "--sweep", "demo.yaml", *words]
+        """`python -m hpc.launch --sweep FILE WORDS` as the ordinary user; what it said. Fails on another exit code."""
+        command = [sys.executable, "-m", "hpc.launch", "--sweep", self.file, *words]
         told = {"RANK_ACTS": self.acts, "WANDB_MODE": "disabled", "COLUMNS": "200", **(env or {})}
         done = self.cluster.run_as_user(command, cwd=self.code, env=told, check=False, timeout_s=timeout_s)
         assert done.returncode == code, f"exit {done.returncode}, not {code}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
