@@ -92,6 +92,10 @@ def test_what_only_importing_would_tell_is_noted_and_not_refused(folder: Path) -
 def test_installed_package_is_looked_at_where_it_lies(folder: Path) -> None:
     spec = read_sweep(sweep(folder, "json:dumps"))
     assert (spec.code_root, spec.notes) == (None, ())
+    # A module of a package is a name of it once it is imported, and nobody defines it.
+    assert read_sweep(sweep(folder, "json:tool.main")).notes == ()
+    with pytest.raises(ConfigError, match=r"json/__init__\.py defines no dmups\. Did you mean dumps\?"):
+        read_sweep(sweep(folder, "json:dmups"))
 
 
 def test_module_that_would_shadow_pythons_own_is_refused(folder: Path) -> None:
