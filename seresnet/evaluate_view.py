@@ -4,7 +4,6 @@ One invariant: the same numbers give the same bytes, and every table says on how
 """
 
 import dataclasses
-import io
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from seresnet.array_file import Arrays
-from seresnet.calibration import Floats, Scores, hardest, reliability
+from seresnet.calibration import Floats, Scores, reliability
+from seresnet.contact_sheet import contact_sheet, hard_images
 from seresnet.durable import write_durably, write_json_durably
 from seresnet.robustness import SEVERITIES, Shift, TestSet, mean_accuracy
 from seresnet.trained import Classifier
@@ -55,11 +55,13 @@ def write(
 ) -> list[Path]:
     """evaluation.json, evaluation.md and pictures; returns what was written. Without matplotlib no diagrams, and a word on stderr."""
     folder.mkdir(parents=True, exist_ok=True)
+    images = hard_images(np.mean([each.probabilities for each in found], axis=0), test, arrays, hardest)
     record = {"schema": SCHEMA, "data": arrays.title, "settings": dict(settings), "runs": [_as_json(each) for each in found]}
+    record["hardest"] = [dataclasses.asdict(image) for image in images]
     write_json_durably(folder / "evaluation.json", record)
     write_durably(folder / "evaluation.md", markdown(found, arrays, settings).encode())
     written = [folder / "evaluation.json", folder / "evaluation.md"]
-    write_durably(folder / "hardest.png", contact_sheet(found, test, hardest))
+    write_durably(folder / "hardest.png", contact_sheet(images, arrays, _sheet_title(found, arrays, len(test.labels), len(images))))
     written.append(folder / "hardest.png")
     try:
         from seresnet import evaluate_figures
@@ -204,21 +206,10 @@ def _inert(text: str) -> str:
     return text.replace("|", "\\|").replace("<", "&lt;")
 
 
-def contact_sheet(found: Sequence[Evaluated], test: TestSet, count: int) -> bytes:
-    """A PNG of the images whose own class got least of the mean over all runs, hardest first, ten a row, three times as large."""
-    from PIL import Image
-
-    mean = np.mean([each.probabilities for each in found], axis=0)
-    chosen = test.images[hardest(mean, test.labels, count)].repeat(3, axis=1).repeat(3, axis=2)
-    height, width, margin = chosen.shape[1], chosen.shape[2], 6
-    columns = min(10, len(chosen))
-    rows = -(-len(chosen) // columns)
-    sheet = Image.new("RGB", (columns * (width + margin) + margin, rows * (height + margin) + margin), "white")
-    for number, image in enumerate(chosen):
-        sheet.paste(Image.fromarray(image), (margin + number % columns * (width + margin), margin + number // columns * (height + margin)))
-    file = io.BytesIO()
-    sheet.save(file, "PNG")
-    return file.getvalue()
+def _sheet_title(found: Sequence[Evaluated], arrays: Arrays, images: int, count: int) -> str:
+    of = f"the {count} hardest of {images:,} test images" if count < images else f"all {images:,} test images, hardest first"
+    means = f"mean probabilities of {len(found)} runs" if len(found) > 1 else found[0].origin
+    return f"{arrays.title}: {of}; {means}. #: place in the test set, from 0"
 
 
 def reliability_of(runs: Sequence[Evaluated], labels: npt.NDArray[np.int64]) -> list[tuple[float, float, int]]:

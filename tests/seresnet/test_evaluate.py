@@ -83,6 +83,8 @@ def test_a_sweep_is_evaluated_with_spreads_on_every_corruption(two_runs: list[Pa
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "evaluation.json", "evaluation.md", "hardest.png", "reliability.png", "corruptions.png",
     }  # fmt: skip
+    least = sorted(hard["true_probability"] for hard in record["hardest"])
+    assert len(least) == 30 and [hard["true_probability"] for hard in record["hardest"]] == least
 
 
 def test_arms_are_compared_at_equal_seeds() -> None:
