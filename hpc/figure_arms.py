@@ -1,10 +1,9 @@
-"""Figures of finished runs' last epochs, arm against arm: accuracy against size, paired differences, accuracy of each class.
+"""Figures of finished runs' last epochs, arm against arm: paired differences, accuracy of each class.
 
 The means, spreads and intervals are hpc.stats', so that figure and table cannot disagree. One invariant: every mean has its n beside it.
 """
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
-from matplotlib.transforms import ScaledTranslation
+from matplotlib.ticker import MaxNLocator
 
 from hpc import stats
 from hpc.figure_scene import Scene
@@ -22,7 +20,6 @@ from hpc.figure_style import COLUMN, OTHERS, Look, fold, heading, legend_below, 
 _ROW = 0.2  # inches of an arm's or a class's line
 _MOST_ROWS = 40
 _MOST_BESIDE = 6  # arms of the figure of classes
-_LOG_FROM = 8  # times the smallest
 
 _PAIR: Any = {"linestyle": "none", "marker": "o", "markersize": 3.2, "markerfacecolor": "none", "markeredgewidth": 0.8}
 _MEAN: Any = {"linestyle": "none", "marker": "|", "markersize": 8, "markeredgewidth": 1.4, "color": "#000000"}
@@ -38,18 +35,6 @@ class Pairs:
     arm: str
     changes: tuple[float, ...]
     difference: stats.Difference
-
-
-def parameters_figure(scene: Scene) -> Figure | None:
-    """Last-epoch test accuracy against the number of parameters."""
-    return _against(scene, "parameters", lambda scene, arm: {row.result.parameters for row in scene.finished(arm) if row.result})
-
-
-def multiply_adds_figure(scene: Scene) -> Figure | None:
-    """Last-epoch test accuracy against multiply-adds of one image's forward pass."""
-    return _against(
-        scene, "multiply-adds of one image", lambda scene, arm: {row.result.multiply_adds for row in scene.finished(arm) if row.result}
-    )
 
 
 def differences_figure(scene: Scene) -> Figure | None:
@@ -135,88 +120,6 @@ def _draw_pairs(axes: Axes, row: int, one: Pairs, seen: Look) -> None:
     if low is not None and high is not None:
         axes.plot([low, high], [row, row], **_INTERVAL, zorder=1.5)
     axes.plot([one.difference.mean], [row], **_MEAN)
-
-
-def _against(scene: Scene, what: str, sizes_of: Callable[[Scene, str], set[int | None]]) -> Figure | None:
-    summaries = {summary.arm: summary for summary in stats.summarise(scene.gathered, scene.baseline)}
-    sizes = {arm: found for arm in scene.arms if summaries[arm].last and len(found := sizes_of(scene, arm)) == 1 and None not in found}
-    points = {arm: int(min(size for size in found if size is not None)) for arm, found in sizes.items()}
-    if len(points) < 2:
-        return None  # one arm is no comparison
-    figure = new_figure(COLUMN, 2.4)
-    axes = figure.subplots()
-    aside = _aside(points)
-    for arm in sorted(points, key=lambda arm: arm in scene.looks):
-        last = summaries[arm].last
-        assert last is not None
-        _draw_point(axes, points[arm], last, scene.looks.get(arm, _PLAIN), aside[arm], _point_label(scene, arm, last.n))
-    _dress_sizes(axes, list(points.values()), what)
-    named = sorted(zip(*axes.get_legend_handles_labels(), strict=True), key=lambda pair: pair[1].endswith(" other arms"))
-    order = {label: handle for handle, label in named}
-    legend_below(figure, list(order.values()), list(order))
-    several = any(summary.last and summary.last.n > 1 for summary in summaries.values())
-    heading(figure, f"{scene.data_name}: last epoch" + (", mean over seeds ± 1 standard deviation" if several else ""))
-    return figure
-
-
-def _point_label(scene: Scene, arm: str, n: int) -> str:
-    return f"{scene.names[arm]} (n = {n})" if arm in scene.looks else f"{scene.others} other arms"
-
-
-def _aside(points: dict[str, int]) -> dict[str, float]:
-    """Points (1/72 inch) that arms of one size are drawn beside each other, so that their bars do not cover each other."""
-    equal = Counter(points.values())
-    seen: Counter[int] = Counter()
-    aside = {}
-    for arm, size in points.items():
-        step = min(5.0, 40 / equal[size])
-        aside[arm] = step * (seen[size] - (equal[size] - 1) / 2)
-        seen[size] += 1
-    return aside
-
-
-def _draw_point(axes: Axes, size: int, last: stats.Spread, seen: Look, aside: float, label: str) -> None:
-    figure = axes.get_figure()
-    assert isinstance(figure, Figure)
-    moved = axes.transData + ScaledTranslation(aside / 72, 0, figure.dpi_scale_trans)
-    axes.errorbar(
-        [size],
-        [last.mean],
-        yerr=None if last.std is None else [last.std],
-        color=seen.colour,
-        marker=seen.marker,
-        markersize=4,
-        linestyle="none",
-        elinewidth=0.9,
-        capsize=2,
-        label=label,
-        transform=moved,
-    )
-    axes.update_datalim([(size, last.mean - (last.std or 0)), (size, last.mean + (last.std or 0))])
-
-
-def _dress_sizes(axes: Axes, sizes: Sequence[int], what: str) -> None:
-    if max(sizes) > _LOG_FROM * min(sizes) > 0:
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_minor_locator(NullLocator())
-    else:
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
-    axes.margins(x=0.15, y=0.1)
-    axes.autoscale_view()
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count_text(value)))
-    notes = ["logarithmic"] if axes.get_xscale() == "log" else []
-    notes += ["equal ones side by side"] if len(set(sizes)) < len(sizes) else []
-    axes.set_xlabel(what + (f" ({', '.join(notes)})" if notes else ""))
-    axes.set_ylabel("test accuracy (%)")
-
-
-def count_text(value: float) -> str:
-    """4.7 M for 4,700,000: as many digits as tell it from its neighbours on an axis."""
-    for size, letter in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if abs(value) >= size:
-            return f"{value / size:.6g}{letter}"
-    return f"{value:.6g}"
 
 
 def _best(scene: Scene) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from hpc import figure_arms, figure_curves, figure_runs
+from hpc import figure_arms, figure_curves, figure_runs, figure_sizes
 from hpc.figure_confusion import confusion_figure
 from hpc.figure_curves import Curve as Curve
 from hpc.figure_curves import curve as curve
@@ -27,10 +27,10 @@ from seresnet.durable import write_durably
 _MAKERS: dict[str, Callable[[Scene], Figure | None]] = {
     "accuracy": figure_curves.accuracy_figure,
     "loss": figure_curves.loss_figure,
-    "parameters": figure_arms.parameters_figure,
+    "parameters": figure_sizes.parameters_figure,
     "differences": figure_arms.differences_figure,
     "confusion": confusion_figure,
-    "multiply-adds": figure_arms.multiply_adds_figure,
+    "multiply-adds": figure_sizes.multiply_adds_figure,
     "per-class": figure_arms.per_class_figure,
     "learning-rate": figure_curves.learning_rate_figure,
     "throughput": figure_curves.throughput_figure,

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 from fake_sweep import CLASSES, COMMIT, confusion, record
+from matplotlib.figure import Figure
 
 from hpc.gather import Gathered, RunRow
 from hpc.history import COLUMNS, History
@@ -101,3 +102,19 @@ def history_of(columns: Mapping[str, Sequence[float | None]]) -> History:
 
 def with_rows(gathered: Gathered, rows: Sequence[RunRow]) -> Gathered:
     return Gathered(arms=gathered.arms, rows=tuple(rows), skipped=gathered.skipped)
+
+
+def legend_of(figure: Figure | None) -> list[str]:
+    assert figure is not None
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def with_accuracy(row: RunRow, top1_pct: float) -> RunRow:
+    assert row.result is not None
+    return replace(row, result=replace(row.result, last_test_top1_pct=top1_pct))
+
+
+def of_accuracies(**arms: list[float]) -> Gathered:
+    """Runs with these last-epoch accuracies, seeds from 0."""
+    rows = [with_accuracy(made_row(arm, seed, 1), value) for arm, values in arms.items() for seed, value in enumerate(values)]
+    return Gathered(arms=tuple(arms), rows=tuple(rows), skipped=())

@@ -1,64 +1,14 @@
-"""Figures of the last epoch: points, differences, classes and confusions against sums by hand or numpy."""
+"""Figures of the last epoch: differences, classes and confusions against sums by hand or numpy."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from made_rows import made, made_row, with_rows
-from matplotlib.collections import LineCollection
-from matplotlib.figure import Figure
+from made_rows import legend_of, made, made_row, of_accuracies, with_accuracy, with_rows
 
 from hpc import figures
-from hpc.figure_arms import count_text, pairs
+from hpc.figure_arms import pairs
 from hpc.figure_scene import scene
-from hpc.gather import Gathered, RunRow
-
-
-def legend_of(figure: Figure | None) -> list[str]:
-    assert figure is not None
-    return [text.get_text() for text in figure.legends[0].get_texts()]
-
-
-def with_accuracy(row: RunRow, top1_pct: float) -> RunRow:
-    assert row.result is not None
-    return replace(row, result=replace(row.result, last_test_top1_pct=top1_pct))
-
-
-def of_accuracies(**arms: list[float]) -> Gathered:
-    """Runs with these last-epoch accuracies, seeds from 0."""
-    rows = [with_accuracy(made_row(arm, seed, 1), value) for arm, values in arms.items() for seed, value in enumerate(values)]
-    return Gathered(arms=tuple(arms), rows=tuple(rows), skipped=())
-
-
-def test_a_point_is_parameters_and_mean_and_its_bar_the_sample_deviation() -> None:
-    figure = figures.figure(of_accuracies(baseline=[90, 91, 92], se=[93, 95]), "parameters")
-    assert figure is not None and legend_of(figure) == ["baseline (n = 3)", "se (n = 2)"]
-    marks = [(line.get_xdata()[0], line.get_ydata()[0]) for line in figure.axes[0].lines if line.get_marker() in "os"]  # type: ignore[index]
-    assert marks == [(4_697_162, 91), (4_733_610, 94)]
-    bars = [line.get_segments()[0][:, 1] for line in figure.axes[0].collections if isinstance(line, LineCollection)]
-    np.testing.assert_allclose(bars, [[90, 92], [94 - np.sqrt(2), 94 + np.sqrt(2)]])
-
-
-def test_sizes_far_apart_stand_on_a_logarithmic_axis_and_equal_ones_side_by_side() -> None:
-    some = of_accuracies(baseline=[90], se=[91], big=[92])
-    rows = [replace(row, result=replace(row.result, parameters=10**8)) if row.arms == ("big",) and row.result else row for row in some.rows]
-    figure = figures.figure(with_rows(some, rows), "parameters")
-    assert figure is not None and figure.axes[0].get_xscale() == "log" and figure.axes[0].get_xlabel() == "parameters (logarithmic)"
-    equal = figures.figure(of_accuracies(baseline=[90], r8=[91]), "parameters")
-    assert equal is not None and equal.axes[0].get_xlabel() == "parameters (equal ones side by side)"
-
-
-def test_an_arm_of_unknown_or_mixed_size_and_an_arm_alone_have_no_point() -> None:
-    some = made(("baseline", "se"), seeds=2, epochs=1)
-    assert figures.figure(some, "multiply-adds") is not None
-    rows = [replace(row, result=replace(row.result, multiply_adds=None)) if row.seed == 1 and row.result else row for row in some.rows]
-    assert figures.figure(with_rows(some, rows), "multiply-adds") is None
-    assert figures.figure(of_accuracies(baseline=[90, 91]), "parameters") is None
-
-
-@pytest.mark.parametrize(("value", "text"), [(4_697_162, "4.69716 M"), (78_250, "78.25 k"), (2e9, "2 G"), (12, "12"), (0, "0")])
-def test_counts_are_written_with_their_letter(value: float, text: str) -> None:
-    assert count_text(value) == text
 
 
 def test_differences_are_pairs_of_equal_seeds_with_mean_and_t_interval() -> None:
