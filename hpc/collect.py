@@ -5,6 +5,7 @@ the same run folders give the same bytes.
 """
 
 import argparse
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from rich.console import Console
 from hpc import figure_names
 from hpc.arguments import folder
 from hpc.metrics import DEFAULT, METRICS
+from hpc.written import listing
 from seresnet.durable import write_durably
 from seresnet.errors import ConfigError, ToolkitError, printable
 
@@ -186,7 +188,7 @@ def _show(comparison: "Comparison", form: str | None, written: Sequence[Path]) -
     if form in ("csv", "latex"):  # whose readers skip comments, or have none
         print("\n".join(map(printable, [tables.headline(comparison.gathered), *tables.warnings(comparison)])), file=sys.stderr)
     # To stderr, so that a piped table is a table.
-    print("\nwrote " + " ".join(map(str, written)), file=sys.stderr)
+    print("\n" + listing(written, shutil.get_terminal_size().columns), file=sys.stderr)
 
 
 _ABOUT = """Compare the arms of one or several sweeps: a row an arm, mean and spread over seeds, differences paired by seed.

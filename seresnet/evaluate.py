@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from seresnet.errors import ConfigError, ToolkitError
+from seresnet.errors import ConfigError, ToolkitError, printable
 
 if TYPE_CHECKING:
     from seresnet.array_file import Arrays
@@ -44,7 +44,7 @@ def _run(arguments: argparse.Namespace) -> int:
     output = arguments.output or _default_output(arguments.runs)
     written = evaluate_view.write(found, test, arrays, output, settings=_settings(arguments, len(test.labels)), hardest=arguments.hardest)
     print(evaluate_view.markdown(found, arrays, _settings(arguments, len(test.labels))), end="")
-    print("\nwrote " + " ".join(map(str, written)), file=sys.stderr)
+    print("\nwrote\n" + "\n".join(f"  {printable(str(path))}" for path in written), file=sys.stderr)
     return 0
 
 
