@@ -1,6 +1,9 @@
 """`python -m hpc`: every command of this project, one line each."""
 
+import shutil
 import sys
+
+from seresnet.help_text import folded
 
 #: Command, what it does. In the order in which a user meets them.
 COMMANDS = (
@@ -34,10 +37,18 @@ def main() -> int:
     if sys.argv[1:] and sys.argv[1] not in ("-h", "--help"):
         print(f"python -m hpc takes no arguments; did you mean python -m hpc.{sys.argv[1]}?\n", file=sys.stderr)
         return 2
-    width = max(len(command) for command, _ in COMMANDS)
-    print("\n".join(f"{command:<{width}}  {what}" for command, what in COMMANDS))
+    print("\n".join(_entries(shutil.get_terminal_size().columns)))
     print("\nEvery Python command answers --help.")
     return 0
+
+
+def _entries(columns: int) -> list[str]:
+    """A line each where the terminal has room for the longest, else what a command does below it."""
+    width = max(len(command) for command, _ in COMMANDS)
+    lines = [f"{command:<{width}}  {what}" for command, what in COMMANDS]
+    if max(map(len, lines)) <= columns:
+        return lines
+    return [line for command, what in COMMANDS for line in (command, folded(f"    {what}", columns))]
 
 
 if __name__ == "__main__":

@@ -20,19 +20,22 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from hpc.arguments import folder
 from seresnet.errors import SubmissionError, ToolkitError, printable
+from seresnet.help_text import HelpFormatter
 
 if TYPE_CHECKING:
     from hpc.archive_file import Archive, Manifest
 
 _EPILOG = """\
 examples:
-  python -m hpc.archive runs/ablation                       # writes runs/ablation.tar; the folder stays as it is
-  python -m hpc.archive runs/ablation --output /archive/me/ablation.tar --records-only
-  python -m hpc.collect runs/ablation.tar                   # the same table as from the folder
+  python -m hpc.archive runs/ablation        # makes runs/ablation.tar
+  python -m hpc.archive runs/ablation --output /archive/ablation.tar
+  python -m hpc.archive runs/ablation --records-only
+  python -m hpc.collect runs/ablation.tar    # the folder's table
   python -m hpc.archive --verify runs/ablation.tar
   python -m hpc.archive --restore runs/ablation.tar runs/again
 
-It is refused while a job, a launcher, a mirror or a training may still write into the sweep. Every member is read back and compared.
+The folder stays as it is. It is refused while a job, a launcher, a mirror or a training may still write into the sweep. \
+Every member is read back and compared.
 --records-only leaves out checkpoints, code, trials, traces and W&B's files: enough for tables and figures, not to go on training.
 exit: 0 done (or whole), 1 --verify found damage, 2 refused or an error, 130 Ctrl-C. Then nothing is left under the name asked for.
 """
@@ -71,7 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m hpc.archive",
         description="Put a sweep in which nobody works into one verified tar file, or take it out again.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("sweep", metavar="SWEEP", nargs="?", type=folder, help="the sweep's folder, such as runs/ablation")

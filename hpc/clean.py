@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from hpc.arguments import folder
 from seresnet.errors import SubmissionError, ToolkitError, printable
+from seresnet.help_text import HelpFormatter
 
 if TYPE_CHECKING:
     from hpc.clean_plan import CleanPlan, Item, Keep
@@ -24,12 +25,12 @@ if TYPE_CHECKING:
 
 _EPILOG = """\
 examples:
-  python -m hpc.clean runs/ablation --dry-run           # only says what it would free
-  python -m hpc.clean runs/ablation                     # keeps the final and the best checkpoint of every finished run; asks
+  python -m hpc.clean runs/ablation --dry-run    # says what it would free
+  python -m hpc.clean runs/ablation              # keeps final and best; asks
   python -m hpc.clean runs/ablation --keep final --yes
 
-Records stay, all of them: the sweep still collects, `python -m seresnet.checkpoint verify` says what is gone by intention, and a run that
-shall train longer goes on from what was kept. Runs that are not finished keep everything, and so does one whose final checkpoint is not
+Records stay, all of them: the sweep still collects, `python -m seresnet.checkpoint verify` says what is gone by intention, and a run that \
+shall train longer goes on from what was kept. Runs that are not finished keep everything, and so does one whose final checkpoint is not \
 what its result says. Refused while a job, a launcher, a mirror or a training may still write. Interrupted, it is typed again.
 exit: 0 cleaned, or nothing to clean; 1 you said no; 2 refused, an error, or nobody to ask and no --yes; 130 Ctrl-C.
 """
@@ -57,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m hpc.clean",
         description="Free what a sweep's finished runs need no more. Prints it and asks.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("sweep", metavar="SWEEP", type=folder, help="the sweep's folder, such as runs/ablation")
     parser.add_argument("--keep", choices=("final", "best"), help="only this checkpoint of a finished run (default: both)")

@@ -19,6 +19,7 @@ from hpc.metrics import DEFAULT, METRICS
 from hpc.written import listing
 from seresnet.durable import write_durably
 from seresnet.errors import ConfigError, ToolkitError, printable
+from seresnet.help_text import HelpFormatter
 
 if TYPE_CHECKING:
     from hpc.comparison import Comparison
@@ -192,7 +193,8 @@ def _show(comparison: "Comparison", form: str | None, written: Sequence[Path]) -
 
 
 _ABOUT = """Compare the arms of one or several sweeps: a row an arm, mean and spread over seeds, differences paired by seed.
-The table goes to stdout (on a terminal in a form that fits it), as table.md and runs.csv into the sweep's folder, and as table.csv,
+
+The table goes to stdout (on a terminal in a form that fits it), as table.md and runs.csv into the sweep's folder, and as table.csv, \
 table.tex or table.json where --format asks for it; a form that is there already is written anew. docs/collect.md explains the columns."""
 
 
@@ -222,7 +224,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m hpc.collect",
         description=_ABOUT,
         epilog="metrics:\n" + "\n".join(f"  {name:<26}{metric.meaning}" for name, metric in METRICS.items()),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("sweeps", nargs="+", metavar="SWEEP", type=folder, help="a sweep's folder, or its archive: runs/ablation.tar")
     parser.add_argument(

@@ -11,17 +11,18 @@ from pathlib import Path
 
 from hpc.arguments import folder
 from seresnet.errors import ToolkitError
+from seresnet.help_text import HelpFormatter
 
 _EXAMPLES = """\
 examples:
   python -m hpc.launch --sweep configs/demo.yaml --local
   python -m hpc.launch --sweep configs/ablation.yaml --dry-run
-  python -m hpc.launch --sweep configs/ablation.yaml optim.lr=0.05 site.walltime_min=240
+  python -m hpc.launch --sweep configs/ablation.yaml optim.lr=0.05
   python -m hpc.launch --sweep configs/ablation.yaml --retry failed --code new
 
-Launching again sends what is missing: runs that never started, were lost or stopped, or shall train longer now. Failed, diverged and
+Launching again sends what is missing: runs that never started, were lost or stopped, or shall train longer now. Failed, diverged and \
 cancelled ones need --retry. What was added to the file is sent; what was removed is left alone without --drop-removed.
---reproduce runs/ablation/RUN trains a finished run again on this machine, with its own code, into reproduced/ beside the sweep, and
+--reproduce runs/ablation/RUN trains a finished run again on this machine, with its own code, into reproduced/ beside the sweep, and \
 compares: 0 the same bits, 1 something differs (it says what), 2 it could not be trained.
 exit: 0 sent, finished or nothing left; 1 something did not finish; 2 an error: nothing more was sent than what "sent ..." says.
 """
@@ -128,7 +129,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m hpc.launch",
         description="Send the missing runs of a sweep to SLURM, or train them here.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("--sweep", metavar="FILE", type=Path, help="the sweep's YAML, or a single run's")
     parser.add_argument("overrides", metavar="a.b=v", nargs="*", help="override a key of every run, or site.*, pack.*, wandb.*, seeds=")

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from hpc.arguments import folder
 from seresnet.durable import parse_json
 from seresnet.errors import SubmissionError, ToolkitError, printable
+from seresnet.help_text import HelpFormatter
 
 if TYPE_CHECKING:
     from hpc.paths import Plan
@@ -28,9 +29,10 @@ _EPILOG = """\
 example:
   python -m hpc.move runs/ablation /archive/me/ablation
 
-TARGET is the new folder itself; it must not exist, and the folder above it must. On the same file system the sweep is renamed, else
-copied, verified file by file (size and SHA-256) and then removed; nothing is left at the old place. It is refused while a job, a launcher,
-a mirror or a training may still write into the sweep. Interrupted, it is typed again. Then launch with --runs-dir and the folder above
+TARGET is the new folder itself; it must not exist, and the folder above it must. On the same file system the sweep is renamed, else \
+copied, verified file by file (size and SHA-256) and then removed; nothing is left at the old place. It is refused while a job, \
+a launcher, a mirror or a training may still write into the sweep. Interrupted, it is typed again. \
+Then launch with --runs-dir and the folder above \
 TARGET, or TARGET itself if its name is another than the sweep's.
 exit: 0 moved, 2 refused or an error, 130 Ctrl-C: the sweep is where it was, or the text says where it is.
 """
@@ -57,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m hpc.move",
         description="Move a sweep in which nobody works to another folder or file system.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("sweep", metavar="SWEEP", type=folder, help="the sweep's folder, such as runs/ablation")
     parser.add_argument("target", metavar="TARGET", type=folder, help="its new folder")

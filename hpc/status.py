@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from hpc.arguments import folder
 from seresnet.errors import ConfigError, ToolkitError
+from seresnet.help_text import HelpFormatter
 
 if TYPE_CHECKING:
     from hpc.paths import SweepFolder
@@ -22,7 +23,7 @@ ALL_FINISHED, SOME_FAILED, STILL_TO_COME = 0, 1, 3
 _EPILOG = """\
 exit: 0 all finished, 1 something failed, 3 still running, waiting or to be launched again, 2 an error
 
---watch draws again every few seconds, asks the scheduler at most every 15 s (or the site's status_every_s), and ends when
+--watch draws again every few seconds, asks the scheduler at most every 15 s (or the site's status_every_s), and ends when \
 nobody has a run any more; Ctrl-C ends it at once.
 
 """
@@ -52,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m hpc.status",
         description="What every run of a sweep is doing.",
         epilog=_EPILOG + JSON_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("sweep", metavar="SWEEP", type=folder, help="the sweep's folder, such as runs/ablation")
     parser.add_argument("--watch", action="store_true", help="look again and again; with --logs follow the log")

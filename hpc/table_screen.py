@@ -10,6 +10,7 @@ from enum import IntEnum
 
 import rich.box
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -37,7 +38,7 @@ def print_table(comparison: Comparison, console: Console) -> None:
         style = "bold yellow" if title == "Warnings" else "bold"
         console.print(Text(f"\n{title}", style=style))
         for entry in entries:
-            console.print(Text(f"  {printable(entry)}"))
+            console.print(Padding(Text(printable(entry)), (0, 0, 0, 2), expand=False))
 
 
 class _Form(IntEnum):
