@@ -328,6 +328,9 @@ def test_terminal_table_fits_and_loses_nothing(tmp_path: Path, width: int) -> No
     assert any("1 lost" in line for line in lines), "the states"
     is_there = any("0.12" in line for line in lines)  # hours of se
     assert is_there or any("No room at 80 columns for" in line and "CPU core-hours" in line for line in lines)
+    warned = lines[lines.index("Warnings") + 1 :]
+    below = warned[: warned.index("") if "" in warned else None]
+    assert len(below) > 1 and all(line.startswith("  ") for line in below), "what is folded would look like another entry"
 
 
 def test_piped_output_is_the_markdown_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
