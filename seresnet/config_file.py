@@ -303,18 +303,37 @@ def _listed(numbers: Sequence[int]) -> str:
 
 
 def key_fix(dotted: str) -> str:
-    """The key of a run that was most probably meant, else the keys there are."""
-    known = list(key_specs())
-    section, _, name = dotted.rpartition(".")
-    if section == "" and name in _SWEEP_KEYS:
-        return "It is a key of sweeps, and this is read as one run. Launch a sweep's file with --sweep."
-    names = {key.rpartition(".")[2]: key for key in reversed(known)}  # reversed: data.path before later namesakes
+    """The key that was most probably meant, else the keys there are. A mistyped section comes first: the rest may be right."""
+    head, _, rest = dotted.partition(".")
+    if head in _SWEEP_KEYS:
+        own = "It is a key of sweeps, and this is read as one run. Launch a sweep's file with --sweep."
+        return own if not rest else "It is a key of sweeps, not of runs. Write it at the top of a sweep's file."
     sections = [part.name for part in fields(RunConfig)]
-    near = names.get(name) or nearest(dotted, known) or nearest(dotted, sections) or names.get(nearest(name, list(names)) or "")
+    names = list(dict.fromkeys(key.partition(".")[2] for key in key_specs()))
+    meant = nearest(head, [*sections, *_SWEEP_KEYS, *([] if rest else names)])
+    if meant in _SWEEP_KEYS:
+        return f"Did you mean {meant}{'.' * bool(rest)}{rest}, a key of sweeps?"
+    near = _below(meant, rest, names) if rest else meant if meant in sections else _namesakes(meant)
     if near:
         return f"Did you mean {near}?"
-    below = [key.rpartition(".")[2] for key in known if key.startswith(f"{section}.")]
-    return f"Keys of {section}: {', '.join(below)}." if below else f"Sections: {', '.join(sections)}."
+    below = [key.partition(".")[2] for key in key_specs() if key.startswith(f"{meant}.")]
+    return f"Keys of {meant}: {', '.join(below)}." if below else f"Sections: {', '.join(sections)}."
+
+
+def _below(section: str | None, rest: str, names: Sequence[str]) -> str | None:
+    """The key that was meant: this one of that section, the only one of this name, or what is near."""
+    if spec_of(f"{section}.{rest}"):
+        return f"{section}.{rest}"
+    same = [key for key in key_specs() if key.endswith(f".{rest.rpartition('.')[2]}")]
+    own = nearest(rest, [key.partition(".")[2] for key in key_specs() if key.startswith(f"{section}.")])
+    if len(same) != 1 and own:
+        return f"{section}.{own}"
+    return " or ".join(same) or _namesakes(nearest(rest, names))
+
+
+def _namesakes(name: str | None) -> str | None:
+    """The keys of this name, each in its section."""
+    return " or ".join(key for key in key_specs() if key.partition(".")[2] == name) or None
 
 
 def _values(config: RunConfig) -> dict[str, Value]:
