@@ -3,6 +3,7 @@
 import shutil
 import sys
 
+from seresnet.command import run_command
 from seresnet.help_text import folded
 
 #: Command, what it does. In the order in which a user meets them.
@@ -52,4 +53,4 @@ def _entries(columns: int) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

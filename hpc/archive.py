@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO
 
 from hpc.arguments import folder
+from seresnet.command import run_command
 from seresnet.errors import SubmissionError, ToolkitError, printable
 from seresnet.help_text import HelpFormatter
 
@@ -323,4 +324,4 @@ def _sync_folder(place: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpc.arguments import folder
+from seresnet.command import run_command
 from seresnet.errors import SubmissionError, ToolkitError, printable
 from seresnet.help_text import HelpFormatter
 
@@ -196,4 +197,4 @@ def _remove_tree(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

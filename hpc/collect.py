@@ -17,6 +17,7 @@ from hpc import figure_names
 from hpc.arguments import folder
 from hpc.metrics import DEFAULT, METRICS
 from hpc.written import listing
+from seresnet.command import run_command
 from seresnet.durable import write_durably
 from seresnet.errors import ConfigError, ToolkitError, printable
 from seresnet.help_text import HelpFormatter
@@ -273,4 +274,4 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

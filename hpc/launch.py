@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hpc.arguments import folder
+from seresnet.command import run_command
 from seresnet.errors import ToolkitError
 from seresnet.help_text import HelpFormatter
 
@@ -185,4 +186,4 @@ def _positive(text: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpc.arguments import folder
+from seresnet.command import run_command
 from seresnet.durable import parse_json
 from seresnet.errors import SubmissionError, ToolkitError, printable
 from seresnet.help_text import HelpFormatter
@@ -316,4 +317,4 @@ def _again(sweep: Path, target: Path) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

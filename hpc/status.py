@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpc.arguments import folder
+from seresnet.command import run_command
 from seresnet.errors import ConfigError, ToolkitError
 from seresnet.help_text import HelpFormatter
 
@@ -120,4 +121,4 @@ def _nearby(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -18,6 +18,10 @@ class ToolkitError(Exception):
         return printable(super().__str__())
 
 
+class OutputError(ToolkitError, OSError):
+    """What a command prints could not be written: a full disk below a redirection, for example."""
+
+
 class ConfigError(ToolkitError):
     """A file, an override or a command line asks for something that cannot be."""
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from seresnet.command import run_command
 from seresnet.errors import ConfigError, ToolkitError, printable
 
 if TYPE_CHECKING:
@@ -189,4 +190,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -1,7 +1,8 @@
 """--help of every command at the width of a small terminal, all in one process. What it imports is tests/hpc/test_help_imports.py's."""
 
-import importlib
+import importlib.util
 import re
+from pathlib import Path
 
 import pytest
 
@@ -43,6 +44,17 @@ def test_no_word_of_a_help_depends_on_the_width_and_no_example_is_folded(
     assert sorted(re.findall(r"[\w.-]+", narrow)) == sorted(re.findall(r"[\w.-]+", wide))
     examples = [line for line in wide.splitlines() if line.startswith("  python -m")]
     assert [line for line in narrow.splitlines() if line.startswith("  python -m")] == examples
+
+
+#: What they print is a log, which must not stop them; the mirror leaves by itself (ADR 9).
+LOGGING = {"hpc.supervisor", "hpc.mirror", "seresnet.train", "seresnet.prepare"}
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if module not in LOGGING])
+def test_a_command_leaves_by_run_command_which_tells_of_a_full_stdout(module: str) -> None:
+    source = importlib.util.find_spec(module)
+    assert source is not None and source.origin is not None
+    assert Path(source.origin).read_text().endswith('if __name__ == "__main__":\n    run_command(main)\n')
 
 
 @pytest.mark.parametrize(
