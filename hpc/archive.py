@@ -14,7 +14,7 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -106,7 +106,18 @@ def opened(path: Path) -> Iterator[Path]:
 def folders(paths: Sequence[Path]) -> Iterator[list[Path]]:
     """The same, with every archive as the folder of its records."""
     with contextlib.ExitStack() as held:
-        yield [held.enter_context(opened(path)) if is_archive(path) else path for path in paths]
+        places = {path: held.enter_context(opened(path)) if is_archive(path) else path for path in paths}
+        try:
+            yield list(places.values())
+        except ToolkitError as error:
+            raise type(error)(_in_their_names(str(error), places)) from error
+
+
+def _in_their_names(text: str, places: Mapping[Path, Path]) -> str:
+    """The text with archives in place of the folders that they are unpacked into, which nobody knows and which are soon gone."""
+    for path, place in places.items():
+        text = text.replace(str(place), str(path)) if place != path else text
+    return text
 
 
 def beside(paths: Sequence[Path]) -> Path | None:

@@ -37,6 +37,20 @@ exit: 0 cleaned, or nothing to clean; 1 you said no; 2 refused, an error, or nob
 """
 
 
+#: --keep -> what stays of each finished run, and what to know before the rest goes.
+_STAYS: dict["Keep", tuple[str, str]] = {
+    None: ("each keeps its final checkpoint and the one that was best on validation", ""),
+    "final": (
+        "each keeps its final checkpoint",
+        "what was best on validation goes where it is another: `--weights best` will find none",
+    ),
+    "best": (
+        "each keeps the checkpoint that was best on validation, else its final one",
+        "other final ones go: `--weights last` and training longer begin with what was kept",
+    ),
+}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Show, ask, clean; what a user, a cluster or a disk can cause is text and an exit code."""
     args = build_parser().parse_args(argv)
@@ -62,7 +76,11 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=HelpFormatter,
     )
     parser.add_argument("sweep", metavar="SWEEP", type=folder, help="the sweep's folder, such as runs/ablation")
-    parser.add_argument("--keep", choices=("final", "best"), help="only this checkpoint of a finished run (default: both)")
+    parser.add_argument(
+        "--keep",
+        choices=("final", "best"),
+        help="keep this checkpoint of a finished run and remove the other (default: keep both); best: on validation",
+    )
     parser.add_argument("--yes", action="store_true", help="do not ask")
     parser.add_argument("--dry-run", action="store_true", help="print it and remove nothing")
     return parser
@@ -103,13 +121,15 @@ def clean(path: Path, keep: "Keep", *, is_dry: bool = False, is_sure: bool = Fal
 
 def _show(path: Path, found: "CleanPlan", keep: "Keep") -> None:
     """What would go, by kind, and what stays."""
-    from hpc.clean_plan import kept_words
     from hpc.plan_view import count
 
+    words, note = _STAYS[keep]
     stay = (
         f"; {count(found.unfinished, 'unfinished run')} keep{'s' if found.unfinished == 1 else ''} everything" if found.unfinished else ""
     )
-    print(printable(f"{path}: {count(found.finished, 'finished run')}, keeping the {kept_words(keep)} checkpoint{stay}"))
+    print(printable(f"{path}: {count(found.finished, 'finished run')}, {words}{stay}"))
+    if note and found.items:
+        print(f"  {note}")
     kinds = dict.fromkeys(item.kind for item in found.items)
     rows = [(kind, [item for item in found.items if item.kind == kind]) for kind in kinds]
     for kind, items in [*rows, ("together", list(found.items))] if found.items else []:

@@ -70,6 +70,11 @@ def _check(key: str, rows: Sequence[RunRow]) -> None:
     section, name = _split(key)
     if key in key_specs() or any(row.config and isinstance(part := row.config.get(section), dict) and name in part for row in rows):
         return
+    if key in ("arm", "arms", "sweep"):
+        rule = "it stands for no key of a config, and groups are made of keys alone"
+        raise ConfigError(
+            f"--by {key}: {rule}. Name the keys in which the arms differ, such as model.attention; for a row an arm leave --by away."
+        )
     raise ConfigError(f"--by {key}: no config has this key. {key_fix(key)}")
 
 

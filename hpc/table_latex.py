@@ -34,7 +34,8 @@ _LAST_LETTER = 0x17F
 def latex(comparison: Comparison) -> str:
     """The whole of table.tex."""
     heads, rows = _heads(comparison), [_row(comparison, arm) for arm in comparison.arms]
-    said = [headline(comparison.gathered), *(f"{title}: {entry}" for title, entries in lists(comparison) for entry in entries)]
+    said = [headline(comparison.gathered), *caption(comparison)]
+    said += [f"{title}: {entry}" for title, entries in lists(comparison) for entry in entries]
     lines = [
         *(f"% {_comment(text)}" for text in said),
         r"% Needs \usepackage{booktabs} and \usepackage[T1]{fontenc}.",
@@ -72,9 +73,19 @@ def _comment(text: str) -> str:
 
 
 def _caption(comparison: Comparison) -> str:
+    """What a reader of the printed table must know; everything else that table.md says stands in comments above it."""
     first = headline(comparison.gathered)
     doubt = "" if first.startswith("Complete") and "MIXED" not in first else f" {first}"
-    return f"{comparison.title}.{doubt} {' '.join(caption(comparison))}"
+    several = any(arm.n > 1 for arm in comparison.arms)
+    what = "Test accuracy" if tuple(metric.name for metric in comparison.metrics) == DEFAULT else "Numbers of finished runs"
+    data = {f"{row.result.data_name} ({row.result.test_images:,} test images)" for row in comparison.gathered.finished if row.result}
+    on = f" on {' and '.join(sorted(data))}" if data else ""
+    spread = ", mean ± sample standard deviation over n seeds" if several else ""
+    interval = " [95 % interval of the paired t-test]" if several else ""
+    paired = f"; difference to {comparison.baseline} at equal seeds{interval}" if len(comparison.arms) > 1 else ""
+    biased = any(metric.name == "best_on_test_top1_pct" for metric in comparison.metrics)
+    chosen = " Best-on-test chose its epoch on the test set, so it is biased upwards." if biased else ""
+    return f"{comparison.title}.{doubt} {what}{on}{spread}{paired}.{chosen}"
 
 
 def _heads(comparison: Comparison) -> list[str]:

@@ -178,7 +178,11 @@ def chosen_state(folder: RunFolder, weights: Which) -> tuple[CheckpointName, Tra
         if weights == "last" or read_metadata(payload)[0].best:
             return name, decode(payload)
     what = "a checkpoint that was best on validation" if weights == "best" else "a whole checkpoint"
-    hint = "Without data.val_images there is none: use --weights last." if weights == "best" else "Train it first."
+    hint = (
+        "Without data.val_images there is none, and hpc.clean --keep final removes it: use --weights last."
+        if weights == "best"
+        else "Train it first."
+    )
     raise CheckpointError(f"{folder.path}: has not {what}. {hint}")
 
 

@@ -250,3 +250,12 @@ def test_a_missing_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert archive.main(["--verify", str(tmp_path / "no.tar")]) == 2
     assert collect.main([str(tmp_path / "no.tar")]) == 2
     assert capsys.readouterr().err == f"{tmp_path / 'no.tar'}: there is no such file.\n" * 2
+
+
+def test_a_sweep_and_its_archive_together_are_refused_by_the_names_that_were_typed(
+    made: tuple[FakeSweep, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, path = str(made[0].folder.path), str(made[1])
+    for first, second in ((folder, path), (path, folder)):
+        assert collect.main([first, second, "--no-figures", "--output", str(tmp_path)]) == 2
+        assert capsys.readouterr().err == f"{second}: sweep 'demo' was given already, as {first}. Give each sweep once.\n"

@@ -39,10 +39,12 @@ def records(sweep: FakeSweep) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(("keep", "left"), [(None, {"final", "best"}), ("final", {"final"}), ("best", {"best"})])
 def test_what_is_kept_stays_and_the_rest_goes(
-    sweep: FakeSweep, names: dict[str, CheckpointName], keep: clean_plan.Keep, left: set[str]
+    sweep: FakeSweep, names: dict[str, CheckpointName], keep: clean_plan.Keep, left: set[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = records(sweep)
     assert clean.clean(sweep.folder.path, keep, is_sure=True) == 0
+    said = capsys.readouterr().out
+    assert ("--weights best" in said, "--weights last" in said) == (keep == "final", keep == "best"), said
     assert set(list_checkpoints(sweep.of("se", 0))) == {names[word] for word in left}
     assert records(sweep) == before, "a record was touched"
     record = cleaned.read(sweep.of("se", 0))

@@ -80,6 +80,19 @@ def test_latex_compiles_whatever_an_arm_is_called(tmp_path: Path) -> None:
     assert escape("✓ é\n%") == r"[U+2713] é \%"
 
 
+def test_a_caption_is_two_lines_of_print_and_the_rest_stands_in_comments(tmp_path: Path) -> None:
+    text = latex(compared(tmp_path))
+    said = re.search(r"\\caption\{(.*)\}\n", text)
+    assert said is not None and said[1] == (
+        "demo. Test accuracy on CIFAR-10 (JPEG) (1,000 test images), mean $\\pm$ sample standard deviation over n seeds;"
+        " difference to baseline at equal seeds [95 \\% interval of the paired t-test]."
+        " Best-on-test chose its epoch on the test set, so it is biased upwards."
+    )
+    comments = [line for line in text.splitlines() if line.startswith("% ")]
+    for word in ("Data: ", "Hardware: ", "Numbers: ", "Difference: ", "Cost: "):
+        assert any(line.startswith(f"% {word}") for line in comments), word
+
+
 def test_a_partial_table_says_so_in_its_caption(tmp_path: Path) -> None:
     sweep = FakeSweep(tmp_path, seeds=2)
     sweep.finish("se", 0)
@@ -199,6 +212,8 @@ def test_by_an_unknown_key_names_the_nearest(tmp_path: Path) -> None:
     gathered = gather([FakeSweep(tmp_path).finish_all().folder.path])
     with pytest.raises(ConfigError, match=r"--by model.atention: no config has this key. Did you mean model.attention\?"):
         compare(gathered, by=["model.atention"])
+    with pytest.raises(ConfigError, match=r"--by arm: it stands for no key of a config.*leave --by away"):
+        compare(gathered, by=["arm", "model.attention"])
 
 
 def test_by_a_run_of_two_sweeps_counts_once(tmp_path: Path) -> None:
