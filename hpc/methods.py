@@ -1,32 +1,24 @@
 """The paragraph that a paper's methods section needs, and the works that the runs rest on, from what the runs themselves say.
 
-Pure. A sentence stands only where the records carry it: a setting that differs between arms is called varied, one that is not known is
-left out. One invariant: no work is cited that no run used.
+Pure. What configs tell is hpc.methods_recipe's; here are runs, numbers and what is missing. A sentence stands only where the records
+carry it: a setting that differs between arms is called varied, one that is not known is left out.
+One invariant: no work is cited that no run used.
 """
 
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from hpc import settings
+from hpc import methods_recipe, settings
 from hpc.comparison import Comparison
 from hpc.gather import RunRow
+from hpc.methods_recipe import joined
 from hpc.metrics import DEFAULT
 from hpc.settings import Settings
 from hpc.stats import ArmSummary
 
 #: Arms that are named one by one; of more the table has the numbers.
 _MOST_ARMS = 12
-
-_VARIED = "varied"
-
-_ATTENTION = {
-    "se": "squeeze-and-excitation (Hu et al., 2018)",
-    "eca": "efficient channel attention (Wang et al., 2020)",
-    "cbam": "CBAM (Woo et al., 2018)",
-    "scse": "spatial and channel squeeze-and-excitation (Roy et al., 2018)",
-    "simam": "SimAM (Yang et al., 2021)",
-}
 
 
 def paragraph(comparison: Comparison) -> str:
@@ -36,12 +28,12 @@ def paragraph(comparison: Comparison) -> str:
         return "No run has finished yet, so there is nothing to report."
     configs = settings.configs_of(rows)
     common = settings.shared(configs)
-    programs = _programs(configs)
     parts = [
         _arms(comparison, configs),
         _data(rows, common),
-        *([programs] if programs else [_networks(common, configs), _training(common, _loss(configs)), _augmentation(common)]),
-        _hardware(rows, common),
+        _programs(configs),
+        *methods_recipe.sentences(_by_us(configs)),
+        _hardware(rows, configs),
         _selection(rows),
         _numbers(comparison),
         _missing(comparison),
@@ -53,15 +45,21 @@ def paragraph(comparison: Comparison) -> str:
 def _programs(configs: Sequence[Settings]) -> str:
     """How scripts of their own are started: of their networks, optimisers and augmentations nothing is known here."""
     found = list(dict.fromkeys(" ".join(config["program.command"]) for config in configs if config.get("program.command")))
-    return f"Training is by {_and([f'`{command}`' for command in found])}." if found else ""
+    of = " of some configurations" if _by_us(configs) else ""
+    return f"Training{of} is by {joined([f'`{command}`' for command in found])}." if found else ""
+
+
+def _by_us(configs: Sequence[Settings]) -> list[Settings]:
+    """Those whose every key is obeyed; a program's network, optimiser and precision are its own."""
+    return [config for config in configs if not config.get("program.command")]
 
 
 def _arms(comparison: Comparison, configs: Sequence[Settings]) -> str:
     named = [arm for arm in comparison.arms if arm.n]
     count = f"{len(named)} configurations" if len(named) > 1 else "one configuration"
-    names = f" ({_and([arm.arm for arm in named])})" if len(named) <= _MOST_ARMS else ""
+    names = f" ({joined([arm.arm for arm in named])})" if len(named) <= _MOST_ARMS else ""
     keys = settings.varied(configs)
-    differ = f" They differ in {_and([_values(key, configs) for key in keys])}." if keys and len(named) > 1 else ""
+    differ = f" They differ in {joined([_values(key, configs) for key in keys])}." if keys and len(named) > 1 else ""
     return f"We trained {count}{names}.{differ}"
 
 
@@ -82,129 +80,11 @@ def _data_sentence(name: str, train: int, held_out: int, test: int, classes: int
     return f"Data: {name},{kinds} {train:,} training images{val}, and {test:,} test images."
 
 
-def _networks(common: Settings, configs: Sequence[Settings]) -> str:
-    own = list(dict.fromkeys(str(config["model.target"]) for config in configs if config.get("model.target")))
-    if own:
-        is_all = all(config.get("model.target") for config in configs)
-        others = "" if is_all else ", the others residual (He et al., 2016)"
-        return (
-            f"The network is {own[0]}." if is_all and len(own) == 1 else f"{'The' if is_all else 'Some'} networks are {_and(own)}{others}."
-        )
-    blocks, width = common.get("model.blocks"), common.get("model.width")
-    if not isinstance(blocks, list | tuple):
-        return ""
-    kind = f"{common.get('model.block', 'residual')} blocks"
-    widths = f", {_and([f'{width * 2**stage}' for stage in range(len(blocks))])} channels wide" if isinstance(width, int) else ""
-    stages = f"with stages of {_and(list(map(str, blocks)))} {kind}{widths}"
-    dropped = common.get("model.drop_path")
-    depth = f" Branches were dropped with stochastic depth, rate {dropped} (Huang et al., 2016)." if dropped else ""
-    return f"The networks are residual (He et al., 2016), {stages}{_attention(common, configs)}.{depth}"
-
-
-def _attention(common: Settings, configs: Sequence[Settings]) -> str:
-    kinds = dict.fromkeys(str(config.get("model.attention")) for config in configs)
-    names = [_ATTENTION[kind] for kind in kinds if kind in _ATTENTION]
-    if not names:
-        return ""
-    some = "" if len(kinds) == 1 else "some "
-    reduction = f", reduction {common['model.reduction']}" if common.get("model.reduction") and {*kinds} & {"se", "cbam", "scse"} else ""
-    place = {"every": " in every block", "every_other": " in every other block"}.get(str(common.get("model.attention_at")), "")
-    return f", {some}with {_and(names)}{reduction}{place}"
-
-
-def _loss(configs: Sequence[Settings]) -> str:
-    return _and(list(dict.fromkeys(str(config.get("train.loss_target") or "cross-entropy") for config in configs)) or ["cross-entropy"])
-
-
-def _training(common: Settings, loss: str) -> str:
-    if "optim.lr" not in common and "train.epochs" not in common:
-        return ""
-    momentum = f"{'Nesterov ' if common.get('optim.nesterov') else ''}momentum {_say(common, 'optim.momentum')}"
-    decay = f"weight decay {_say(common, 'optim.weight_decay')}" + (
-        " on weights alone" if common.get("optim.decay_on") == "weights" else ""
-    )
-    clipped = f", gradients clipped to a norm of {common['optim.clip_norm']}" if common.get("optim.clip_norm") else ""
-    smoothing = f", label smoothing {common['optim.label_smoothing']} (Szegedy et al., 2016)" if common.get("optim.label_smoothing") else ""
-    averaged = f" Averaged weights (decay {common['optim.ema_decay']}) were evaluated." if common.get("optim.ema_decay") else ""
-    return (
-        f"Each run took {_say(common, 'train.epochs')} epochs of SGD with {momentum}, {decay}{clipped} and"
-        f" batches of {_say(common, 'train.global_batch_size')} images, on the {loss}{smoothing}."
-        f" {_learning_rate(common)}{averaged}"
-    )
-
-
-def _learning_rate(common: Settings) -> str:
-    """From the first epoch to the last; a warm-up that is longer than the run is told as what it was."""
-    lr, warmup, epochs = _say(common, "optim.lr"), common.get("optim.warmup_epochs"), common.get("train.epochs")
-    if isinstance(warmup, int) and isinstance(epochs, int) and warmup >= epochs:
-        return f"The learning rate rose linearly towards {lr}, which it would have reached after {warmup} epochs."
-    start = f"rose linearly to {lr} over {warmup} epochs" if warmup else f"was {lr} at first"
-    return f"The learning rate {start}{_schedule(common)}."
-
-
-def _schedule(common: Settings) -> str:
-    kind, horizon = common.get("optim.schedule"), common.get("optim.schedule_epochs") or common.get("train.epochs")
-    until = f" at epoch {horizon:,}" if isinstance(horizon, int) else ""
-    first, factor = _say(common, "optim.restart_epochs"), _say(common, "optim.restart_factor")
-    steps = common.get("optim.step_epochs")
-    at = f"epochs {_and([str(epoch) for epoch in steps])}" if isinstance(steps, list | tuple) and steps else "some epochs"
-    said = {
-        "constant": " and stayed there",
-        "cosine": f" and then fell along a cosine (Loshchilov & Hutter, 2017) towards zero{until}",
-        "restarts": f" and then fell along cosines with warm restarts (Loshchilov & Hutter, 2017), the first of {first} epochs and each"
-        f" {factor} times as long as the one before",
-        "steps": f" and was multiplied by {_say(common, 'optim.step_factor')} at {at}",
-    }
-    return said.get(str(kind), "")
-
-
-def _say(common: Settings, key: str) -> str:
-    value = common.get(key, _VARIED)
-    return f"{value:,}" if isinstance(value, int) else settings.text(value)
-
-
-def _when(common: Settings, key: str, words: str) -> str:
-    return words.format(_say(common, key)) if common.get(key) else ""
-
-
-def _augmentation(common: Settings) -> str:
-    padding, policy = common.get("augment.crop_padding"), common.get("augment.autoaugment")
-    parts = [
-        f"random crops after a zero padding of {padding} pixels" if padding else "",
-        "random horizontal flips" if common.get("augment.flip") else "",
-        f"AutoAugment's {str(policy).upper().replace('CIFAR10', 'CIFAR-10')} policy (Cubuk et al., 2019)"
-        if policy not in (None, "none")
-        else "",
-        _when(common, "augment.augmix_severity", "AugMix of severity {} (Hendrycks et al., 2020)"),
-        _when(common, "augment.noise_std", "Gaussian noise with a deviation of up to {} (Lopes et al., 2019)"),
-        _mixing(common),
-    ]
-    named = [part for part in parts if part]
-    return f"Training images were augmented by {_and(named)}." if named else ""
-
-
-def _mixing(common: Settings) -> str:
-    probability, share = common.get("augment.mix_prob"), common.get("augment.cutmix_share")
-    if not probability or share is None:
-        return ""
-    kinds = {0: "MixUp (Zhang et al., 2018)", 1: "CutMix (Yun et al., 2019)"}
-    kind = kinds.get(share, f"MixUp (Zhang et al., 2018) or CutMix (Yun et al., 2019; {100 * share:g} % of the mixed batches)")
-    return f"{kind} on {'every batch' if probability == 1 else f'{100 * probability:g} % of the batches'}"
-
-
-def _hardware(rows: Sequence[RunRow], common: Settings) -> str:
+def _hardware(rows: Sequence[RunRow], configs: Sequence[Settings]) -> str:
     places = Counter(
         f"{r.device.partition(': ')[2] or r.device}, {_count(r.world_size, 'process', 'es')} a run" for row in rows if (r := row.result)
     )
-    amp = common.get("train.amp") if not common.get("program.command") else None  # a program's precision is its own
-    precision = (
-        f", in {amp} mixed precision (Micikevicius et al., 2018)"
-        if amp in ("bf16", "fp16")
-        else ", in single precision"
-        if amp == "off"
-        else ""
-    )
-    return f"Hardware: {'; '.join(sorted(places))}{precision}."
+    return f"Hardware: {'; '.join(sorted(places))}{methods_recipe.precision(_by_us(configs))}."
 
 
 def _selection(rows: Sequence[RunRow]) -> str:
@@ -270,7 +150,3 @@ def _short(commit: str) -> str:
 
 def _count(number: int, noun: str, plural: str = "s") -> str:
     return f"{number} {noun}{'' if number == 1 else plural}"
-
-
-def _and(words: Sequence[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

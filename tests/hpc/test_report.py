@@ -22,7 +22,6 @@ from hpc.comparison import Comparison
 from hpc.comparison import compare as compared
 from hpc.gather import Gathered, RunRow, gather
 from hpc.history import COLUMNS
-from seresnet.config import ModelConfig
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 EVIL = "\x1b]0;own\x07\u202e<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&{{7*7}}$x^2_@y{safe}`\\"
@@ -250,15 +249,6 @@ def test_the_methods_paragraph_is_the_golden_one(tmp_path: Path) -> None:
     for arm, seed, accuracy in (("baseline", 0, 90.0), ("baseline", 1, 90.5), ("se", 0, 91.0)):
         sweep.finish(arm, seed, last_test_top1_pct=accuracy)
     assert methods.paragraph(compare(sweep)) + "\n" == (GOLDEN / "methods.txt").read_text()
-
-
-def test_methods_name_networks_and_losses_of_somebody_elses_beside_ours(tmp_path: Path) -> None:
-    arms = {"baseline": ModelConfig(width=16), "mine": ModelConfig(target="own_nets:Mixer")}
-    said = methods.paragraph(compare(FakeSweep(tmp_path, arms=arms, epochs=2).finish_all()))
-    assert "Some networks are own_nets:Mixer, the others residual (He et al., 2016)." in said
-    mine = {"model.target": "own_nets:Mixer", "train.loss_target": "own_losses:focal"}
-    assert methods._networks(mine, [mine]) == "The network is own_nets:Mixer."
-    assert methods._loss([mine, {}]) == "own_losses:focal and cross-entropy"
 
 
 def test_only_works_that_some_run_uses_are_cited() -> None:
