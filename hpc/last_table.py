@@ -1,16 +1,19 @@
 """The table of a sweep, written by the task that ends its last run, so that it waits for the user.
 
-A child process does it, `python -m hpc.collect SWEEP`, with a time limit; its words go to logs/table.txt. Three invariants: a stop
-request ends it at once, nothing of it reaches the task's exit code, and who cannot know whether a run has somebody lets it be.
+A child process does it, `python -m hpc.collect SWEEP`, with a time limit; its words go to logs/table.txt. Four invariants: a stop
+request ends it at once, nothing of it reaches the task's exit code, who cannot know whether a run has somebody lets it be, and it is
+left to nobody else before that table is there.
 """
 
 import contextlib
+import hashlib
 import logging
 import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 from hpc import hold, locks, queues
 from hpc.paths import Plan, Submissions, SweepFolder
@@ -37,9 +40,15 @@ def write_if_last(task: Task, command: Sequence[str] | None = None, limit_s: flo
             log.info("table=later waits_for=%s", waits_for)
             return
         deadline = time.monotonic() + limit_s  # for waiting and writing together: the task's devices idle meanwhile
-        with _alone(task, deadline) as is_mine:
-            if is_mine:
-                _write(task, command or (sys.executable, "-m", "hpc.collect", str(task.sweep.path.resolve())), deadline, limit_s)
+        seen, lock = _seen(task), task.sweep.path / ".table.lock"
+        with _alone(task, lock, deadline) as is_mine:
+            if is_mine and lock.read_text() == seen and (task.sweep.path / "table.md").exists():
+                log.info("table=%s made_by=another task, of the same records", task.sweep.path / "table.md")
+            elif is_mine:
+                argv = command or (sys.executable, "-m", "hpc.collect", str(task.sweep.path.resolve()))
+                if _write(task, argv, deadline, limit_s):
+                    with contextlib.suppress(OSError):  # then the next one makes it again
+                        lock.write_text(seen)
     except Exception as error:  # the runs are trained, and that is what this task is judged by
         log.warning("table=none error=%s", error)
 
@@ -72,10 +81,10 @@ def _ask(sweep: SweepFolder, plan: Plan, has_result: Mapping[str, bool]) -> Queu
 
 
 @contextlib.contextmanager
-def _alone(task: Task, deadline: float) -> Iterator[bool]:
-    """Wait for another task that makes the same table: it may have looked before our last run had ended. False: we are to stop."""
+def _alone(task: Task, lock: Path, deadline: float) -> Iterator[bool]:
+    """Wait for another task that makes a table: it may fail, or have looked before our last run had ended. False: we are to stop."""
     while not task.should_stop() and time.monotonic() < deadline:
-        with locks.holding(task.sweep.path / ".table.lock") as is_mine:
+        with locks.holding(lock) as is_mine:
             if is_mine:
                 yield True
                 return
@@ -83,7 +92,27 @@ def _alone(task: Task, deadline: float) -> Iterator[bool]:
     yield False
 
 
-def _write(task: Task, command: Sequence[str], deadline: float, limit_s: float) -> None:
+def _seen(task: Task) -> str:
+    """A digest of names, sizes, times and inodes of the records that a table is made from, as they are now.
+
+    Looked at before the table is begun: whoever finds the same later, with the files of its own runs among them, would make the same
+    table. A file system that shows another machine's files late makes them differ, and then a table is made twice.
+    """
+    sweep, plan = task.sweep, Plan.read(task.sweep)
+    folders = [sweep.run_folder(run_id, plan) for run_id in sorted(plan.runs)]
+    paths = [path for path in sorted(sweep.path.glob("*.json")) if path.name != "table.json"]
+    for folder in folders:
+        paths += [folder.run_yaml, folder.result, *sorted(folder.attempts.glob("*")), *sorted(folder.metrics.glob("*"))]
+    digest = hashlib.sha256(str(task.code_dir).encode())
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            facts = path.stat()
+            digest.update(repr((path.relative_to(sweep.path).parts, facts.st_size, facts.st_mtime_ns, facts.st_ino)).encode())
+    return digest.hexdigest()
+
+
+def _write(task: Task, command: Sequence[str], deadline: float, limit_s: float) -> bool:
+    """Run it; whether it made a table."""
     task.sweep.logs.mkdir(exist_ok=True)
     words = task.sweep.logs.resolve() / "table.txt"
     began, said = time.monotonic(), words.stat().st_size if words.exists() else 0
@@ -100,9 +129,10 @@ def _write(task: Task, command: Sequence[str], deadline: float, limit_s: float) 
             process.wait(timeout=UNKILLABLE_S)
     if why is None and process.returncode == 0:
         log.info("table=%s seconds=%.1f", task.sweep.path / "table.md", time.monotonic() - began)
-        return
+        return True
     with open(words, "rb") as file:
         file.seek(said)
         last = file.read().decode(errors="replace").strip().rpartition("\n")[2]
     by_hand = f"python -m hpc.collect {shlex.quote(str(task.sweep.path))}"
     log.warning("table=incomplete reason=%s; by hand: %s", why or last or f"exit {process.returncode}", by_hand)
+    return False

@@ -2,10 +2,11 @@
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -166,10 +167,13 @@ def test_what_cannot_be_started_or_read_reaches_nobody(tmp_path: Path, command: 
     last_table.write_if_last(task_of(sweep), command)
 
 
-def test_two_tasks_that_end_at_once_do_it_one_after_the_other(tmp_path: Path) -> None:
+def test_two_tasks_of_which_neither_succeeds_try_one_after_the_other(tmp_path: Path) -> None:
     sweep = FakeSweep(tmp_path, seeds=1).finish_all()
     times = tmp_path / "times"
-    code = f"import time; a = time.monotonic(); time.sleep(0.3); open({str(times)!r}, 'a').write(f'{{a}} {{time.monotonic()}}\\n')"
+    code = (
+        f"import time; a = time.monotonic(); time.sleep(0.3); open({str(times)!r}, 'a').write(f'{{a}} {{time.monotonic()}}\\n');"
+        "raise SystemExit(1)"
+    )
     tasks = [threading.Thread(target=last_table.write_if_last, args=(task_of(sweep, name), python(code))) for name in sweep.plan.tasks]
     for thread in tasks:
         thread.start()
@@ -177,6 +181,87 @@ def test_two_tasks_that_end_at_once_do_it_one_after_the_other(tmp_path: Path) ->
         thread.join(30)
     (_, ended), (began, _) = sorted(tuple(map(float, line.split())) for line in times.read_text().splitlines())
     assert ended <= began
+
+
+def stand_in(sweep: FakeSweep, *, fails: bool = False, seconds: float = 0.0) -> tuple[str, ...]:
+    """Makes table.md and counts itself in a file `tables`, or fails after that."""
+    path = sweep.folder.path
+    code = f"import time; open({str(path / 'tables')!r}, 'a').write('x'); time.sleep({seconds}); "
+    return python(code + ("raise SystemExit(1)" if fails else f"open({str(path / 'table.md')!r}, 'w')"))
+
+
+def tables(sweep: FakeSweep) -> int:
+    return len((sweep.folder.path / "tables").read_text())
+
+
+def test_of_two_processes_that_end_at_once_one_makes_the_table_and_both_wait_for_it(tmp_path: Path) -> None:
+    sweep = FakeSweep(tmp_path, seeds=1).finish_all()
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; from test_last_table import *;"
+        "from hpc.paths import Plan, SweepFolder; sweep = FakeSweep.__new__(FakeSweep); sweep.folder = SweepFolder(Path(sys.argv[2]));"
+        "sweep.plan = Plan.read(sweep.folder); last_table.write_if_last(task_of(sweep, sys.argv[3]), stand_in(sweep, seconds=1.0));"
+        "raise SystemExit(not (sweep.folder.path / 'table.md').exists())"
+    )
+    arguments = [str(Path(__file__).parent), str(sweep.folder.path)]
+    both = [subprocess.Popen([*python(script), *arguments, name], cwd=Path.cwd()) for name in sweep.plan.tasks]
+    assert [process.wait(60) for process in both] == [0, 0]
+    assert tables(sweep) == 1
+
+
+def test_a_second_task_makes_it_again_if_the_first_failed_or_its_table_is_gone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    sweep = FakeSweep(tmp_path, seeds=1).finish_all()
+    caplog.set_level("INFO")
+    for command, number in ((stand_in(sweep, fails=True), 1), (stand_in(sweep), 2), (stand_in(sweep), 2)):
+        last_table.write_if_last(task_of(sweep), command)
+        assert tables(sweep) == number
+    assert caplog.messages[-1] == f"table={sweep.folder.path / 'table.md'} made_by=another task, of the same records"
+    (sweep.folder.path / "table.md").unlink()
+    last_table.write_if_last(task_of(sweep), stand_in(sweep))
+    assert tables(sweep) == 3
+
+
+def change_nothing(sweep: FakeSweep) -> None:
+    pass
+
+
+def end_another_attempt(sweep: FakeSweep) -> None:
+    sweep.attempt("se", 0, "crashed", "x", generation=2)
+
+
+def finish_with_other_numbers(sweep: FakeSweep) -> None:
+    sweep.finish("se", 0, last_test_top1_pct=1.0)
+
+
+def go_on_for_an_epoch(sweep: FakeSweep) -> None:
+    sweep.train("se", 0, range(7, 8))
+
+
+def plan_anew(sweep: FakeSweep) -> None:
+    sweep.plan.write(sweep.folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "number"),
+    [(change_nothing, 1), (end_another_attempt, 2), (finish_with_other_numbers, 2), (go_on_for_an_epoch, 2), (plan_anew, 2)],
+)
+def test_any_record_that_changed_since_asks_for_another_table(tmp_path: Path, change: Callable[[FakeSweep], None], number: int) -> None:
+    sweep = FakeSweep(tmp_path, seeds=1).finish_all()
+    last_table.write_if_last(task_of(sweep), stand_in(sweep))
+    change(sweep)
+    last_table.write_if_last(task_of(sweep, "0001/1"), stand_in(sweep))
+    assert tables(sweep) == number
+
+
+def test_what_ends_while_a_table_is_made_asks_for_another(tmp_path: Path) -> None:
+    sweep = FakeSweep(tmp_path, seeds=1).finish_all()
+    first = threading.Thread(target=last_table.write_if_last, args=(task_of(sweep), stand_in(sweep, seconds=1.0)))
+    first.start()
+    while not (sweep.folder.path / "tables").exists():
+        time.sleep(0.01)
+    sweep.finish("se", 0, last_test_top1_pct=1.0)
+    last_table.write_if_last(task_of(sweep, "0001/1"), stand_in(sweep))
+    first.join(30)
+    assert tables(sweep) == 2
 
 
 def test_in_a_job_nothing_is_written_under_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
