@@ -47,7 +47,8 @@ def scene(gathered: Gathered, baseline: str | None = None) -> Scene:
         for arm in row.arms:
             if arm in runs:
                 runs[arm].append(row)
-    shown = [arm for arm in gathered.arms if arm in _most_telling(gathered.arms, runs, chosen)]
+    telling = _most_telling(gathered.arms, runs, chosen)
+    shown = [arm for arm in gathered.arms if arm in telling]
     return Scene(
         gathered=gathered,
         baseline=chosen,

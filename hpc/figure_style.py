@@ -140,11 +140,13 @@ def short(names: Sequence[str], most: int) -> dict[str, str]:
     """Name -> itself, or what distinguishes it with an ellipsis for the rest; two names never become one."""
     common = _common_beginning([name for name in names if len(name) > most])
     kept: dict[str, str] = {}
+    taken: set[str] = set()
     for name in names:
         room = most
-        while (text := _shortened(name, room, common)) in kept.values() and room < len(name):
+        while (text := _shortened(name, room, common)) in taken and room < len(name):
             room += 4
         kept[name] = text
+        taken.add(text)
     return kept
 
 

@@ -6,8 +6,10 @@ One invariant: it is laid over nothing but runs of its network and its recipe.
 """
 
 import csv
+import functools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -45,21 +47,31 @@ def label(rows: Sequence[RunRow]) -> str:
 def _is_the_reports(row: RunRow) -> bool:
     if not _has_only_known_keys(row):
         return False
-    wanted = RunConfig(model=ModelConfig(attention="se"))
-    as_written, defaults = to_dict(wanted), to_dict(RunConfig())
-    for dotted, rule, _, _ in iter_keys(wanted):
-        section, key = dotted.split(".")
+    for (section, key), (wanted, default) in _identity().items():
         # A config from before a key was there says nothing of it, and ran by its default.
-        found = ((row.config or {}).get(section) or {}).get(key, defaults[section][key])
-        if rule.key_class is KeyClass.IDENTITY and dotted not in _FREE and found != as_written[section][key]:
+        if ((row.config or {}).get(section) or {}).get(key, default) != wanted:
             return False
     horizon = row.setting("optim", "schedule_epochs") or row.setting("train", "epochs")
-    return horizon in _HORIZONS and row.setting("train", "micro_batch_size") in (None, wanted.train.global_batch_size)
+    return horizon in _HORIZONS and row.setting("train", "micro_batch_size") in (None, RunConfig().train.global_batch_size)
+
+
+@functools.cache
+def _identity() -> dict[tuple[str, str], tuple[Any, Any]]:
+    """(section, key) -> what the report has and what the default is, of every key that makes it another experiment."""
+    wanted = RunConfig(model=ModelConfig(attention="se"))
+    as_written, defaults = to_dict(wanted), to_dict(RunConfig())
+    keys = [dotted.split(".") for dotted, rule, _, _ in iter_keys(wanted) if rule.key_class is KeyClass.IDENTITY and dotted not in _FREE]
+    return {(section, key): (as_written[section][key], defaults[section][key]) for section, key in keys}
+
+
+@functools.cache
+def _known_keys() -> frozenset[str]:
+    return frozenset(dotted for dotted, *_ in iter_keys(RunConfig()))
 
 
 def _has_only_known_keys(row: RunRow) -> bool:
     """A key of a newer version, or of somebody else's program, may make it another experiment."""
-    known = {dotted for dotted, *_ in iter_keys(RunConfig())}
+    known = _known_keys()
     return bool(row.config) and all(
         isinstance(part, dict) and f"{section}.{key}" in known for section, part in (row.config or {}).items() for key in part
     )

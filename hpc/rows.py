@@ -3,6 +3,8 @@
 Reading them is hpc.gather's business. One invariant: nothing here is read from a disk but a history's columns, when they are asked for.
 """
 
+import functools
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -83,4 +85,13 @@ class Gathered:
         return tuple(row for row in self.rows if row.state == "finished")
 
     def of_arm(self, arm: str) -> tuple[RunRow, ...]:
-        return tuple(row for row in self.rows if arm in row.arms)
+        return self._by_arm.get(arm, ())
+
+    @functools.cached_property
+    def _by_arm(self) -> Mapping[str, tuple[RunRow, ...]]:
+        """Made once: pages ask for each of hundreds of arms several times."""
+        found: dict[str, list[RunRow]] = {}
+        for row in self.rows:
+            for arm in dict.fromkeys(row.arms):
+                found.setdefault(arm, []).append(row)
+        return {arm: tuple(rows) for arm, rows in found.items()}

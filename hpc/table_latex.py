@@ -6,7 +6,7 @@ caption, which no one who quotes it can overlook.
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from hpc.comparison import Comparison
 from hpc.metrics import DEFAULT
@@ -33,7 +33,8 @@ _LAST_LETTER = 0x17F
 
 def latex(comparison: Comparison) -> str:
     """The whole of table.tex."""
-    heads, rows = _heads(comparison), [_row(comparison, arm) for arm in comparison.arms]
+    kinds = _kinds(comparison)
+    heads, rows = _heads(comparison, kinds), [_row(comparison, arm, list(kinds.values())) for arm in comparison.arms]
     said = [headline(comparison.gathered), *caption(comparison)]
     said += [f"{title}: {entry}" for title, entries in lists(comparison) for entry in entries]
     lines = [
@@ -88,17 +89,17 @@ def _caption(comparison: Comparison) -> str:
     return f"{comparison.title}.{doubt} {what}{on}{spread}{paired}.{chosen}"
 
 
-def _heads(comparison: Comparison) -> list[str]:
+def _heads(comparison: Comparison, kinds: Iterable[str]) -> list[str]:
     first = comparison.metrics[0]
     of = "" if first.name == DEFAULT[0] else f" of {first.heading}"
     units = [f" ({metric.unit})" if metric.unit else "" for metric in comparison.metrics]
     metrics = [f"{metric.heading}{unit}" for metric, unit in zip(comparison.metrics, units, strict=True)]
-    texts = ["arm", "parameters", "multiply-adds", *metrics, f"difference{of} [95 % interval]", *_kinds(comparison), "s/epoch"]
+    texts = ["arm", "parameters", "multiply-adds", *metrics, f"difference{of} [95 % interval]", *kinds, "s/epoch"]
     heads = [escape(text) for text in texts]
     return [*heads[:3], "$n$", *heads[3:]]
 
 
-def _row(comparison: Comparison, arm: ArmSummary) -> list[str]:
+def _row(comparison: Comparison, arm: ArmSummary, kinds: Sequence[str]) -> list[str]:
     first = comparison.metrics[0]
     seconds = arm.metrics["seconds_per_epoch"]
     return [
@@ -108,7 +109,7 @@ def _row(comparison: Comparison, arm: ArmSummary) -> list[str]:
         f"${arm.n}$",
         *(_spread(arm.metrics[metric.name], arm.n, metric.digits) for metric in comparison.metrics),
         NO_DIFFERENCE if arm.is_baseline else _difference(arm.difference, first.digits),
-        *(sized(arm.device_hours[kind]) if kind in arm.device_hours else _NONE for kind in _kinds(comparison).values()),
+        *(sized(arm.device_hours[kind]) if kind in arm.device_hours else _NONE for kind in kinds),
         sized(seconds.mean) if seconds else _NONE,
     ]
 

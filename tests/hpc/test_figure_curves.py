@@ -9,6 +9,8 @@ import pandas as pd
 import pytest
 from fake_sweep import record
 from made_rows import made, made_row, with_rows, with_values
+from matplotlib.collections import LineCollection
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from hpc import figures, paper_curve
@@ -84,8 +86,13 @@ def test_one_run_of_one_epoch_is_a_marker_without_a_band() -> None:
 def test_more_arms_than_looks_are_grey_and_counted_last() -> None:
     figure = figures.figure(made([f"r{place:02d}" for place in range(30)], seeds=1, epochs=2), "accuracy")
     assert figure is not None
-    grey = [line for line in figure.axes[0].lines if line.get_color() == "#bbbbbb"]
-    assert len(grey) == 9 and legend_of(figure)[-1] == "9 other arms" and len(legend_of(figure)) == 22
+    (grey,) = [one for one in figure.axes[0].collections if isinstance(one, LineCollection)]
+    assert (
+        len(grey.get_segments()) == 9
+        and to_hex(grey.get_colors()[0]) == "#bbbbbb"
+        and legend_of(figure)[-1] == "9 other arms"
+        and len(legend_of(figure)) == 22
+    )
 
 
 @pytest.mark.parametrize(

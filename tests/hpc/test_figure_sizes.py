@@ -97,3 +97,16 @@ def test_near_sizes_keep_their_order_and_far_ones_their_place() -> None:
 def test_an_axis_of_moved_arms_says_so() -> None:
     assert of_sizes(*FIVE_WITHIN_A_PERCENT, 10**7).axes[0].get_xlabel() == "parameters (logarithmic, near ones side by side)"
     assert of_sizes(4_697_162, 4_725_345).axes[0].get_xlabel() == "parameters"
+
+
+def test_arms_without_a_look_are_one_drawing_with_a_bar_where_there_are_seeds() -> None:
+    arms = {f"arm{place:02d}": [89.75 - place / 10, 90.25 - place / 10] if place % 2 else [90 - place / 10] for place in range(30)}
+    some = of_accuracies(**arms)
+    rows = [replace(row, result=replace(row.result, parameters=10**6 + 1000 * int(row.arms[0][3:]))) for row in some.rows if row.result]
+    figure = figures.figure(with_rows(some, rows), "parameters")
+    assert figure is not None and legend_of(figure)[-1] == "9 other arms"
+    (grey,) = [line for line in figure.axes[0].lines if len(np.asarray(line.get_xdata())) == 9 and line.get_marker() == "o"]
+    others = {1_000_000 + 1000 * place: sum(arms[f"arm{place:02d}"]) / len(arms[f"arm{place:02d}"]) for place in range(21, 30)}
+    assert dict(zip(grey.get_xdata(), grey.get_ydata(), strict=True)) == pytest.approx(others)  # type: ignore[call-overload]
+    (bars,) = [one for one in figure.axes[0].collections if isinstance(one, LineCollection) and len(one.get_segments()) == 9]
+    assert sum(bool(np.isfinite(bar).all()) for bar in bars.get_segments()) == 5, "an arm of one run has no deviation"
