@@ -61,7 +61,8 @@ def _identity() -> dict[tuple[str, str], tuple[Any, Any]]:
     wanted = RunConfig(model=ModelConfig(attention="se"))
     as_written, defaults = to_dict(wanted), to_dict(RunConfig())
     keys = [dotted.split(".") for dotted, rule, _, _ in iter_keys(wanted) if rule.key_class is KeyClass.IDENTITY and dotted not in _FREE]
-    return {(section, key): (as_written[section][key], defaults[section][key]) for section, key in keys}
+    # A section that stands in no record, as program's does without a program, has nothing but defaults.
+    return {(section, key): (as_written.get(section, {}).get(key), defaults.get(section, {}).get(key)) for section, key in keys}
 
 
 @functools.cache

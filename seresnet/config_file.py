@@ -38,7 +38,7 @@ _CLASS_HELP = {
     KeyClass.EXTENDABLE: "where to stop; may be raised up to the horizon",
     KeyClass.OPERATIONAL: "changes nothing that is computed",
 }
-_SWEEP_KEYS = ("base", "arms", "grid", "zip", "random", "exclude", "seeds", "pack", "mail", "site", "wandb")
+_SWEEP_KEYS = ("code_root", "base", "arms", "grid", "zip", "random", "exclude", "seeds", "pack", "mail", "site", "wandb")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -56,7 +56,7 @@ def test_any_slip_in_any_section_names_the_same_key_of_the_right_section() -> No
 
 
 def test_what_is_near_nothing_lists_what_there_is() -> None:
-    assert key_fix("xyzzy.q") == key_fix("xyzzy") == "Sections: model, data, augment, optim, train."
+    assert key_fix("xyzzy.q") == key_fix("xyzzy") == "Sections: model, data, augment, optim, train, program."
     assert key_fix("augment.xyzzy").startswith("Keys of augment: crop_padding, flip, ")
 
 
