@@ -16,7 +16,7 @@ from hpc.sweep_exclude import read_conditions
 from hpc.sweep_sections import COUNT, SEED, check_pack, given, read_mail, read_pack, read_site, read_wandb
 from hpc.sweep_spec import SweepSpec
 from seresnet.config import RunConfig, slug
-from seresnet.config_file import Setting, collect, collect_overrides, parse_override, show_value
+from seresnet.config_file import Setting, collect, collect_overrides, key_fix, parse_override, show_value
 from seresnet.strict_yaml import Bad, Faults, Located, Place, is_file, near_file, nearest, read_yaml
 from seresnet.typed_values import MistypedError, convert
 
@@ -138,12 +138,17 @@ def _as_mapping(name: str, entry: Located) -> Located:
 
 def _section_fix(key: str) -> str:
     head = key.partition(".")[0]
-    if head in {section.name for section in fields(RunConfig)}:
+    run_sections = {section.name for section in fields(RunConfig)}
+    if head in run_sections:
         return f"A sweep keeps keys of runs below base: or an arm. Move {key} there."
     if head == "arms":
         return "Arms are written nested: arms:, and below it their names."
-    near = nearest(head, SECTIONS)
-    return f"Did you mean {near}?" if near else f"Keys of a sweep: {', '.join(SECTIONS)}."
+    if (near := nearest(head, [*SECTIONS, *run_sections])) in SECTIONS:
+        return f"Did you mean {near}?"
+    of_runs = key_fix(key)
+    if of_runs.startswith("Did you mean"):
+        return f"{of_runs} A sweep keeps keys of runs below base: or an arm."
+    return f"Keys of a sweep: {', '.join(SECTIONS)}."
 
 
 def _route_overrides(overrides: Sequence[str], faults: Faults) -> _Overrides:

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from seresnet.command import run_command
 from seresnet.config import DataConfig
 from seresnet.errors import DataError, ToolkitError
 
@@ -162,8 +163,9 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument(
         "--name",
+        metavar="NAME",
         choices=("cifar10", "cifar100", "svhn", "tiny_imagenet", "images"),
-        help="data.name of the runs that will use it (default: by the classes)",
+        help="data.name of the runs that will use it: cifar10, cifar100, svhn, tiny_imagenet or images (default: by the classes)",
     )
     result.add_argument("--data-dir", type=Path, help="where the array file goes (default: $HPC_DATA_DIR, else ./data)")
     result.add_argument("--workers", type=int, help="threads that decode (default: one for each CPU)")
@@ -218,4 +220,4 @@ def summary(path: Path, config: DataConfig, seconds: float) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -10,8 +10,6 @@ from hpc.__main__ import COMMANDS
 from seresnet.help_text import folded
 
 MODULES = sorted({word for command, _ in COMMANDS for word in command.split() if word.startswith(("hpc.", "seresnet."))})
-#: The usage line of its --name is one word of 53 letters.
-TOO_LONG = {"seresnet.prepare --help"}
 WORDS = [
     *(f"{module} --help" for module in MODULES),
     *(f"seresnet.checkpoint {word} --help" for word in ("list", "verify", "repair")),
@@ -30,7 +28,7 @@ def said(words: str, columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("words", [words for words in WORDS if words not in TOO_LONG])
+@pytest.mark.parametrize("words", WORDS)
 def test_help_fits_80_columns(words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     text = said(words, 80, monkeypatch, capsys)
     assert [line for line in text.splitlines() if len(line) > 80] == [] and "python -m" in text
@@ -47,7 +45,7 @@ def test_no_word_of_a_help_depends_on_the_width_and_no_example_is_folded(
 
 
 #: What they print is a log, which must not stop them; the mirror leaves by itself (ADR 9).
-LOGGING = {"hpc.supervisor", "hpc.mirror", "seresnet.train", "seresnet.prepare"}
+LOGGING = {"hpc.supervisor", "hpc.mirror", "seresnet.train"}
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if module not in LOGGING])

@@ -76,3 +76,19 @@ def test_ten_thousand_runs_are_expanded_in_seconds(tmp_path: Path) -> None:
     runs = expand_text(tmp_path, text)
     seconds = time.process_time() - start
     assert len(runs) == 10890 and seconds < 10, f"{len(runs)} runs took {seconds:.1f} s of CPU time"
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("trian: {epochs: 3}", "Did you mean train? A sweep keeps keys of runs below base: or an arm."),
+        ("optm.lr: 0.1", "Did you mean optim.lr? A sweep keeps keys of runs below base: or an arm."),
+        ("epochs: 3", "Did you mean train.epochs? A sweep keeps keys of runs below base: or an arm."),
+        ("gird: {optim.lr: [1]}", "Did you mean grid?"),
+        ("optim.lr: 0.1", "A sweep keeps keys of runs below base: or an arm. Move optim.lr there."),
+    ],
+)
+def test_a_key_of_runs_at_the_top_of_a_sweep_is_named_with_its_place(tmp_path: Path, key: str, meant: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_text(tmp_path, f"base: {{}}\n{key}\n")
+    assert str(caught.value).endswith(meant)
