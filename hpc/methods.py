@@ -5,6 +5,7 @@ carry it: a setting that differs between arms is called varied, one that is not 
 One invariant: no work is cited that no run used.
 """
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -27,7 +28,8 @@ def paragraph(comparison: Comparison) -> str:
     if not rows:
         return "No run has finished yet, so there is nothing to report."
     configs = settings.configs_of(rows)
-    common = settings.shared(configs)
+    # Of a program's data its run.yaml has our defaults, which say nothing.
+    common = settings.shared(configs) if len(_by_us(configs)) == len(configs) else {}
     parts = [
         _arms(comparison, configs),
         _data(rows, common),
@@ -44,7 +46,7 @@ def paragraph(comparison: Comparison) -> str:
 
 def _programs(configs: Sequence[Settings]) -> str:
     """How scripts of their own are started: of their networks, optimisers and augmentations nothing is known here."""
-    found = list(dict.fromkeys(" ".join(config["program.command"]) for config in configs if config.get("program.command")))
+    found = list(dict.fromkeys(shlex.join(map(str, config["program.command"])) for config in configs if config.get("program.command")))
     of = " of some configurations" if _by_us(configs) else ""
     return f"Training{of} is by {joined([f'`{command}`' for command in found])}." if found else ""
 
@@ -76,8 +78,10 @@ def _data(rows: Sequence[RunRow], common: Settings) -> str:
 def _data_sentence(name: str, train: int, held_out: int, test: int, classes: int, split_seed: Any) -> str:
     drawn = f", a stratified draw with seed {split_seed}" if isinstance(split_seed, int) else ""
     val = f", {held_out:,} held out for validation{drawn}" if held_out else ""
-    kinds = f" {classes} classes," if classes else ""
-    return f"Data: {name},{kinds} {train:,} training images{val}, and {test:,} test images."
+    kinds = f", {classes} classes" if classes else ""
+    if not train and not test:  # a program that does not count them
+        return f"Data: {name}{kinds}."
+    return f"Data: {name}{kinds}, {train:,} training images{val}, and {test:,} test images."
 
 
 def _hardware(rows: Sequence[RunRow], configs: Sequence[Settings]) -> str:

@@ -24,9 +24,12 @@ _FACTS = ("commit", "code_digest", "versions", "device")
 
 
 def durable_records(folder: RunFolder, is_finished: bool) -> list[EpochRecord]:
-    """The merged records that no resume can take back: up to the newest checkpoint, or all once there is a result."""
+    """The merged records that no resume can take back: up to the newest checkpoint, or all once there is a result.
+
+    Of a program all that it wrote: what it saves is its own business.
+    """
     records = journal.read(folder)
-    if is_finished:
+    if is_finished or (records and "program" in RunRecord.read(folder).config):
         return records
     names = [CheckpointName.parse(path.name) for path in folder.checkpoints.glob("*.safetensors")]
     newest = max((name for name in names if name), default=None)

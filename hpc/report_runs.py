@@ -132,10 +132,10 @@ def _result_facts(result: Any) -> dict[str, str]:
         "test accuracy": f"{result.last_test_top1_pct:.2f} % at the last epoch"
         + (f", {result.val_chosen_test_top1_pct:.2f} % at epoch {chosen}, chosen on validation" if chosen else "")
         + f"; best on test {result.best_on_test_top1_pct:.2f} % at epoch {result.best_on_test_epoch}",
-        "parameters": f"{result.parameters:,}",
+        "parameters": "" if result.parameters is None else f"{result.parameters:,}",  # a program may not say
         "device": f"{result.device}, {result.world_size} rank{'s' if result.world_size > 1 else ''}, amp {result.amp}",
         "tier": result.tier,
-        "data": f"{result.data_name}, digest {result.data_digest}",
+        "data": result.data_name + (f", digest {result.data_digest}" if result.data_digest else ""),
         "commit": result.commit or "",
         "code digest": result.code_digest,
         "versions": ", ".join(f"{name} {version}" for name, version in result.versions.items()),

@@ -85,8 +85,11 @@ def _data_text(row: RunRow) -> str:
     assert row.result is not None
     result = row.result
     held_out = f"{result.val_images:,} validation images held out" if result.val_images else "no validation images"
+    classes = [f"{len(result.classes)} classes"] if result.classes else []
+    if not result.train_images and not result.test_images:  # a program that does not count them
+        return ", ".join([result.data_name, *classes])
     counts = f"{result.train_images:,} training images, {held_out}, {result.test_images:,} test images"
-    return f"{result.data_name}, {counts}{f', {len(result.classes)} classes' if result.classes else ''}"
+    return ", ".join([result.data_name, counts, *classes])
 
 
 def _hardware_line(gathered: Gathered) -> str:

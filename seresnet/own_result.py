@@ -39,6 +39,7 @@ OPTIONAL: Mapping[str, Any] = {
     "state_digest": None,
 }
 _BEST = ("best_on_test_epoch", "best_on_test_top1_pct")
+_CHOSEN = ("val_chosen_epoch", "val_chosen_val_top1_pct", "val_chosen_test_top1_pct")
 
 
 def completed(value: Mapping[str, Any], folder: "RunFolder", record: "RunRecord", schema: int) -> dict[str, Any]:
@@ -49,8 +50,9 @@ def completed(value: Mapping[str, Any], folder: "RunFolder", record: "RunRecord"
     if unknown := [key for key in value if key not in known]:
         near, keys = nearest(unknown[0], known), ", ".join(known)
         raise ConfigError(f"{unknown[0]} is no key of a result. {f'Did you mean {near}?' if near else f'Keys: {keys}.'}")
-    if len([key for key in _BEST if key in value]) == 1:
-        raise ConfigError(f"{' and '.join(_BEST)} go together. Write both, or neither.")
+    for group in (_BEST, _CHOSEN):
+        if 0 < len([key for key in group if value.get(key) is not None]) < len(group):
+            raise ConfigError(f"{' and '.join(group)} go together. Write all of them, or none.")
     train = record.config.get("train", {})
     newest = attempts.newest_generation(folder)
     runs_on = _environment(folder, newest)
