@@ -1,5 +1,5 @@
 """The code a sweep runs: copies of both packages under `code/0001`, which jobs enter before `python -m` looks for them, and of the
-modules that its targets name, under `code/0001/user`.
+modules and scripts that its targets and program name, under `code/0001/user`.
 
 A snapshot is whole or absent (it is renamed into place) and never changed. Taking one twice from the same files gives the same
 number; editing the working copy does not reach what is queued.
@@ -30,7 +30,7 @@ ROOT = Path(seresnet.__file__).resolve().parent.parent
 def snapshot_code(codes: Path, root: Path = ROOT, *, user: Path | None = None) -> str:
     """The number of the snapshot below codes that equals the packages in root; taken now if there is none yet.
 
-    user: where somebody else's modules lie, whose *.py files come along as user/.
+    user: where somebody else's modules lie, whose sources come along as user/.
     """
     number, is_taken = peek(codes, root, user=user)
     if is_taken:
@@ -72,6 +72,7 @@ def _copy_files(user: Path, to: Path) -> None:
         target = to / path.relative_to(user)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
+        target.chmod(target.stat().st_mode | path.stat().st_mode & 0o111)  # a program may be a script that is called by its name
 
 
 def peek(codes: Path, root: Path = ROOT, *, user: Path | None = None) -> tuple[str, bool]:

@@ -6,9 +6,12 @@ snapshot, wherever a relative script lies now.
 
 import ast
 import logging
+import os
+import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ log = logging.getLogger("hpc.supervisor")
 
 KEY = "program.command"
 _PYTHON = ("python", "python3")
+_LONGEST = 100  # characters of a command in a note
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,13 +41,22 @@ class Program:
     @property
     def script(self) -> str | None:
         """The file that it runs, relative to code_root: the first word that is one; None where there is none (-m, an absolute path)."""
-        return next((word for word in self.command if word.endswith(".py") and not Path(word).is_absolute()), None)
+        return next((word for before, word in pairwise(("", *self.command)) if before != "-c" and _is_script(word)), None)
 
     @property
     def module(self) -> str | None:
         """The module after -m."""
-        words = self.command
-        return words[2] if len(words) > 2 and words[0] in _PYTHON and words[1] == "-m" else None
+        options = list(takewhile(lambda word: word.startswith("-"), self.command[1:]))
+        words = self.command[1 + len(options) :]
+        return words[0] if self.command[0] in _PYTHON and options[-1:] == ["-m"] and words else None
+
+    def __str__(self) -> str:
+        text = shlex.join(self.command)
+        return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
+
+
+def _is_script(word: str) -> bool:
+    return word.endswith(own_code.SUFFIXES) and not word.startswith(("-", "/")) and "{run_dir}" not in word
 
 
 def programs_of(arms: Sequence[Arm]) -> list[Program]:
@@ -63,13 +76,18 @@ def lie_in(folder: Path, programs: Sequence[Program]) -> bool:
 
 
 def look(program: Program, root: Path | None, faults: Faults) -> str | None:
-    """Note a fault for a script that is not there or cannot be parsed; what could not be looked at, else None."""
+    """Note a fault for a script that is not there, is not copied or cannot be parsed; what could not be looked at, else None."""
+    if problem := _of_first_word(program, root):
+        faults.add(Place(program.origin), KEY, problem)
+        return None
     if program.script is None and program.module is None:
-        return f"{' '.join(program.command)} names no *.py file of code_root, so it was not looked at; jobs must find it"
+        return f"{program} names no script of code_root, so it was not looked at; jobs must find it"
     if (source := _source(program, root)) is None:
         if program.module is not None and not (root and own_code.holds(root, [program.module])):
             return f"module {program.module} is not in code_root, so it was not looked at; jobs must have it installed"
         faults.add(Place(program.origin), KEY, _missing(program, root))
+        return None
+    if source.suffix != ".py":
         return None
     try:
         ast.parse(source.read_bytes(), str(source))
@@ -82,21 +100,51 @@ def look(program: Program, root: Path | None, faults: Faults) -> str | None:
 
 
 def _source(program: Program, root: Path | None) -> Path | None:
+    """Among what is copied: a file that is hidden, or outside, is not there when the job starts."""
     if root is None:
         return None
     if program.script is not None:
-        names = [program.script]
+        names = [os.path.normpath(program.script)]
     else:
         path = str(program.module).replace(".", "/")
         names = [f"{path}.py", f"{path}/__main__.py"]
-    return next((root / name for name in names if (root / name).is_file()), None)
+    copied = _names(root)
+    return next((root / name for name in names if name in copied), None)
+
+
+def _names(root: Path) -> list[str]:
+    try:
+        return [path.relative_to(root).as_posix() for path in own_code.files(root)]
+    except ConfigError:
+        return []  # too many, which is a fault of its own
+
+
+def _of_first_word(program: Program, root: Path | None) -> str | None:
+    """What is wrong with the word that is started, where that is no name for PATH."""
+    word = program.command[0]
+    if "/" not in word:
+        return (
+            f"{word} would be looked for on PATH. Write the interpreter before it, such as python, or ./{word}."
+            if _is_script(word)
+            else None
+        )
+    if word.startswith("/") or "{run_dir}" in word or root is None:
+        return None
+    if os.path.normpath(word) not in _names(root):
+        kinds = ", ".join(f"*{suffix}" for suffix in own_code.SUFFIXES)
+        return f"{word} is not among the files of {root} that are copied with a sweep ({kinds}). Name it by its absolute path."
+    if not os.access(root / word, os.X_OK):
+        return f"{root / word} is not executable. Say chmod +x, or write its interpreter before it."
+    return None
 
 
 def _missing(program: Program, root: Path | None) -> str:
     wanted = program.script or f"{str(program.module).replace('.', '/')}.py"
     if root is None:
         return f"{wanted} lies beside no sweep, and there is no code_root. Say code_root: with the folder of the script."
-    near = nearest(wanted, sorted(path.relative_to(root).as_posix() for path in own_code.files(root)))
+    if (root / wanted).is_file():
+        return f"{wanted} is not copied with a sweep: it is hidden, outside of {root}, or in an environment or a sweep. Move it."
+    near = nearest(wanted, sorted(_names(root)))
     return f"there is no {wanted} in {root}. {f'Did you mean {near}?' if near else 'Correct the name, or code_root.'}"
 
 

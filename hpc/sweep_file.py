@@ -112,7 +112,7 @@ def _sections(tree: Located, faults: Faults) -> dict[str, Located]:
             _add_section(sections, head, Located(value={rest: entry}, place=entry.place), faults)
         else:
             faults.add(entry.place, key, f"{given(entry)} is given to a key that sweeps do not have. {_section_fix(key)}")
-    if "base" not in sections and "arms" not in sections and not faults:
+    if not sections.keys() & {"base", "arms", "program"} and not faults:
         faults.add(tree.place, "", "there is neither base: nor arms:, so nothing to run. Write one of them.")
     return sections
 

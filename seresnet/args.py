@@ -17,7 +17,8 @@ ARG_RULE = KeyRule(key_class=KeyClass.IDENTITY, help="an argument for the target
 _NAME = r"[A-Za-z_][A-Za-z0-9_]*"
 _TARGET = re.compile(rf"{_NAME}(\.{_NAME})*:{_NAME}(\.{_NAME})*|{_NAME}(\.{_NAME})+")
 _EXAMPLE = "Write package.module:callable, such as my_models.nets:build, or timm.create_model"
-_PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
+#: Names alone: `${HOME}`, `{}` and `{"lr": 1}` mean something to others.
+_PLACEHOLDER = re.compile(r"(?<!\$)\{([A-Za-z_]\w*)\}")
 _SCALARS = {bool: bool, int: int, float: float, str: str}
 
 

@@ -117,6 +117,10 @@ def show_value(value: Value) -> str:
     return "null" if value is None else str(value)
 
 
+#: A section that a single value may stand for: `program: [python, train.py, ...]`.
+SHORT_FOR = {"program": "program.command"}
+
+
 @functools.cache
 def key_specs() -> Mapping[str, KeySpec]:
     """Every dotted key of a run, in the order of declaration."""
@@ -160,8 +164,8 @@ def flatten(tree: Located, faults: Faults, *, prefix: str) -> Iterator[tuple[str
         elif isinstance(entry.value, dict):
             for name, leaf in entry.value.items():
                 yield from _leaves(f"{key}.{name}", leaf)
-        elif key == "program" and isinstance(entry.value, list):
-            yield "program.command", entry  # `program: [python, train.py, ...]`
+        elif key in SHORT_FOR and entry.value is not None:
+            yield SHORT_FOR[key], entry
         elif entry.value is not None and entry.value is not Bad.BAD:
             label = f"{prefix}.{key}" if prefix else key
             faults.add(entry.place, label, f"{entry.shown()} is given to a section. Write {key}'s keys below it, indented.")
@@ -209,7 +213,8 @@ def parse_override(text: str, faults: Faults) -> tuple[str, Located] | None:
 def collect_overrides(entries: Iterable[tuple[str, Located]], faults: Faults) -> list[Setting]:
     """The settings of overrides of a run's keys; the same key twice is a fault."""
     found: dict[str, Setting] = {}
-    for dotted, entry in entries:
+    leaves = [leaf for key, value in entries for leaf in _leaves(SHORT_FOR.get(key, key), value)]
+    for dotted, entry in leaves:
         if dotted in found:
             faults.add(entry.place, dotted, f"the key is overridden twice, first by {found[dotted].place}. Keep one.")
         elif setting := check(dotted, entry, dotted, faults):
@@ -228,7 +233,9 @@ def build(settings: Sequence[Setting], faults: Faults) -> LoadedConfig | None:
         # In the order of their names, whatever the order of the file.
         parts[section][name] = (*parts[section].get(name, ()), (dotted.rpartition(".")[2], value)) if arg_of(dotted) else value
     config = RunConfig(**{section.name: section.type(**parts[section.name]) for section in fields(RunConfig)})  # type: ignore[operator]
-    problems = [(keys, problem) for keys, problem in _joint_problems(config) if bad.isdisjoint(keys)]
+    # Whose training it is decides which rules hold.
+    joint = _joint_problems(config) if "program.command" not in bad else ()
+    problems = [(keys, problem) for keys, problem in joint if bad.isdisjoint(keys)]
     for keys, problem in problems:
         # The defaults fit each other, so at least one of the keys was set.
         _, culprit = max((last[key] for key in last if key in keys or arg_of(key) in keys), key=lambda pair: pair[0])

@@ -25,6 +25,8 @@ _OURS = ("hpc", "seresnet")
 #: What is found in a folder that is no code: an environment, a sweep, a run.
 _NOT_CODE = ("pyvenv.cfg", "plan.json", "run.yaml", MARK)
 _MOST_FILES = 2000
+#: What is copied: Python's modules, and scripts of the languages that a program of one's own may be written in.
+SUFFIXES = (".py", ".sh", ".bash", ".R", ".r", ".jl", ".pl", ".lua", ".m", ".rb")
 
 
 def code_root(code: Path = _ROOT) -> Path | None:
@@ -62,7 +64,7 @@ def holds(root: Path, modules: Sequence[str]) -> bool:
 
 
 def files(root: Path) -> Iterator[Path]:
-    """Its *.py files, sorted; hidden folders, environments, sweeps, runs and our own packages are passed over.
+    """Its sources (SUFFIXES), sorted; hidden folders, environments, sweeps, runs and our own packages are passed over.
 
     Raises ConfigError for a folder that is too large to be copied with every sweep.
     """
@@ -71,10 +73,10 @@ def files(root: Path) -> Iterator[Path]:
         here = Path(folder)
         folders[:] = sorted(name for name in folders if _is_code(here / name) and not (here == root and name in _OURS))
         for name in sorted(names):
-            if name.endswith(".py") and not name.startswith("."):
+            if name.endswith(SUFFIXES) and not name.startswith("."):
                 count += 1
                 if count > _MOST_FILES:
-                    raise ConfigError(f"code_root: {root} holds more than {_MOST_FILES} *.py files. Name the folder of your modules alone.")
+                    raise ConfigError(f"code_root: {root} holds more than {_MOST_FILES} source files. Name the folder of your own alone.")
                 yield here / name
 
 

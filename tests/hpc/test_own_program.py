@@ -1,12 +1,14 @@
 """`program:` of a sweep: read, refused where it is wrong, part of the run's id, and a result of two numbers made whole."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sweep_text import expand_text, read_text
 
+from hpc.code_snapshot import snapshot_code
 from hpc.debug import debug_run
 from hpc.estimate import Estimate
 from hpc.launch_session import Request
@@ -30,6 +32,9 @@ SWEEP = f"name: own\nprogram: {COMMAND}\nbase: {{train: {{epochs: 5, device: cpu
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "train.py").write_text('raise SystemExit("was run on the login node")\n')
     (tmp_path / "torn.py").write_text("def (:\n")
+    for name in ("train.sh", "program", ".hidden/train.py", "mine/__init__.py", "mine/train.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
     return tmp_path
 
 
@@ -77,7 +82,17 @@ def test_run_yaml_reads_back(folder: Path) -> None:
             "{{seed}} in 'python train.py {{run_dir}} {{seed}}' is nothing that would be filled in",
         ),
         ("[]", "program.command: has no words, or an empty one"),
-        ("python train.py", "'python train.py' is given to a section"),
+        ("python train.py", "'python train.py' is text, a list of lines or null is wanted"),
+        (
+            "[train.py, '{run_dir}']",
+            "train.py would be looked for on PATH. Write the interpreter before it, such as python, or ./train.py.",
+        ),
+        ("[./train.py, '{run_dir}']", "train.py is not executable. Say chmod +x, or write its interpreter before it."),
+        ("[./program, '{run_dir}']", "./program is not among the files of {folder} that are copied with a sweep"),
+        ("[bash, trian.sh, '{run_dir}']", "there is no trian.sh in {folder}. Did you mean train.sh?"),
+        ("[python, .hidden/train.py, '{run_dir}']", ".hidden/train.py is not copied with a sweep"),
+        ("[python, ../{name}/train.py, '{run_dir}']", "train.py is not copied with a sweep: it is hidden, outside of"),
+        ("[python, -u, -m, mine.trian, '{run_dir}']", "there is no mine/trian.py in {folder}. Did you mean mine/train.py?"),
         ("[python, 3]", "a list with 3 in it"),
         ("{comand: [python]}", "Did you mean program.command?"),
         ("{args: {lr: 1}}", "program.args has arguments, and program.command is not set"),
@@ -85,9 +100,42 @@ def test_run_yaml_reads_back(folder: Path) -> None:
 )
 def test_wrong_program_is_refused_with_its_line_and_the_fix(folder: Path, program: str, said: str) -> None:
     with pytest.raises(ConfigError) as refused:
-        read_text(folder, f"code_root: .\nprogram: {program}\nbase: {{}}\n")
+        read_text(folder, f"code_root: .\nprogram: {program.replace('{name}', folder.name)}\nbase: {{}}\n")
     assert f"{folder / 'sweep.yaml'}:2: " in str(refused.value)
     assert said.format(folder=folder.resolve()) in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "[bash, train.sh, '{run_dir}', '${HOME}', '{}', '{\"lr\": 0.1}']",
+        "[bash, -c, 'python train.py', '{run_dir}']",
+        "[python, -u, -m, mine, '{run_dir}']",
+        "[python, ./mine/train.py, --table=x.py, '{run_dir}']",
+    ],
+)
+def test_words_that_mean_something_to_others_are_left_to_them(folder: Path, program: str) -> None:
+    (folder / "mine" / "__main__.py").write_text("")
+    assert len(expand_text(folder, f"program: {program}\nbase.train.epochs: 5\n")) == 1
+
+
+def test_a_wrong_program_is_not_judged_as_our_training(folder: Path) -> None:
+    with pytest.raises(ConfigError) as refused:
+        read_text(folder, "program: python train.py\nbase.train.epochs: 5\n")
+    assert "warmup" not in str(refused.value)
+
+
+def test_scripts_of_other_languages_come_along_and_stay_executable(folder: Path) -> None:
+    (folder / "train.sh").chmod(0o755)
+    spec = read_text(folder, "program: [./train.sh, '{run_dir}']\nseeds: 2\n")
+    copy = folder / "runs" / snapshot_code(folder / "runs", user=spec.code_root) / "user" / "train.sh"
+    assert (spec.notes, os.access(copy, os.X_OK), os.access(copy.with_name("train.py"), os.X_OK)) == ((), True, False)
+
+
+def test_the_command_line_may_give_program_and_arguments_whole(folder: Path) -> None:
+    (run,) = expand_text(folder, SWEEP, "program=[python,mine/train.py,'{run_dir}']", "program.args={a: 1, b: [x, y]}")
+    assert run.config.program.command == ("python", "mine/train.py", "{run_dir}")
+    assert dict(run.config.program.args) == {"a": 1, "b": ("x", "y")}
 
 
 def test_two_programs_for_one_run_and_several_nodes_are_refused(folder: Path) -> None:
@@ -104,8 +152,8 @@ def test_rules_of_the_built_in_training_do_not_bind_a_program(folder: Path) -> N
 
 def test_what_cannot_be_looked_at_is_noted(folder: Path) -> None:
     text = "program: [Rscript, /x/train.R, '{run_dir}']\nbase: {}\n"
-    assert "names no *.py file of code_root" in read_text(folder, text).notes[0]
-    assert "module mine is not in code_root" in read_text(folder, "program: [python, -m, mine, '{run_dir}']\nbase: {}\n").notes[0]
+    assert "names no script of code_root" in read_text(folder, text).notes[0]
+    assert "module absent is not in code_root" in read_text(folder, "program: [python, -m, absent, '{run_dir}']\nbase: {}\n").notes[0]
 
 
 def test_its_data_is_its_own_business(folder: Path) -> None:

@@ -151,5 +151,5 @@ def test_folder_with_too_many_files_is_refused(tmp_path: Path, monkeypatch) -> N
     monkeypatch.setattr(own_code, "_MOST_FILES", 2)
     for number in range(3):
         (tmp_path / f"m{number}.py").write_text("")
-    with pytest.raises(ConfigError, match=r"holds more than 2 \*.py files"):
+    with pytest.raises(ConfigError, match=r"holds more than 2 source files"):
         list(own_code.files(tmp_path))
