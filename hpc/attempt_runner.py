@@ -377,12 +377,12 @@ def _step_of(base: str | None) -> int:
 
 
 def durable_step(folder: RunFolder, *, is_program: bool = False) -> int:
-    """The highest step with a checkpoint, -1 without one; names only, so that looking costs one listing. Of a program, the last epoch's
-    in its journal: what it saves is its own business.
-    """
-    if is_program:
+    """The highest step with a checkpoint, -1 without one; names only, so that looking costs one listing. Of a program, its journal's."""
+    if not is_program:
+        return max((name.step for name in checkpoint_files.list_checkpoints(folder)), default=-1)
+    with contextlib.suppress(OSError):  # it may have put anything in that place
         return max((record.step for record in journal.read_last(folder, 1)), default=-1)
-    return max((name.step for name in checkpoint_files.list_checkpoints(folder)), default=-1)
+    return -1
 
 
 def note(folder: RunFolder, line: str) -> None:

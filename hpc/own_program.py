@@ -20,7 +20,7 @@ from hpc.sweep_spec import Arm
 from seresnet import own_code, provenance
 from seresnet.config import RunConfig
 from seresnet.durable import write_json_durably
-from seresnet.errors import ConfigError
+from seresnet.errors import ConfigError, ToolkitError
 from seresnet.run_folder import RunFolder, RunRecord
 from seresnet.strict_yaml import Faults, Place, nearest
 
@@ -162,11 +162,11 @@ def command_of(config: Mapping[str, Any]) -> tuple[str, ...] | None:
 def introduce(folder: RunFolder, generation: int, record: RunRecord, code: Path) -> None:
     """Write what an attempt runs on, as the built-in training does itself. Best effort: a full disk must not end a run that begins."""
     train = record.config.get("train", {})
-    packages = provenance.code_digest((code if (code / "seresnet").is_dir() else code_snapshot.ROOT) / "seresnet")
-    facts = {"device": device_of(train.get("device")), "world_size": train.get("ranks", 1), "code_digest": packages}
+    facts = {"device": device_of(train.get("device")), "world_size": train.get("ranks", 1)}
     try:
+        facts["code_digest"] = provenance.code_digest((code if (code / "seresnet").is_dir() else code_snapshot.ROOT) / "seresnet")
         write_json_durably(folder.environment(generation), {**facts, "commit": provenance.commit(), "versions": provenance.versions()})
-    except OSError as error:
+    except (OSError, ToolkitError) as error:  # ToolkitError: there is too much of somebody's code to read
         log.warning("environment_not_recorded run=%s error=%s", record.run_id, error)
 
 

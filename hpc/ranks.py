@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -35,6 +35,9 @@ PARTING_LIMIT_S = 60.0
 POLL_S = 0.1
 #: A process that SIGKILL does not end is stuck in the kernel, mostly in a dead file system: its run has ended all the same.
 UNKILLABLE_S = 3.0
+
+#: Codes that say how it failed, whoever chose them.
+_SAID = (Exit.USER_ERROR, Exit.DIVERGED, Exit.GPU_OUT_OF_MEMORY)
 
 #: What has become of the run's ranks on other nodes: one left in peace, one failed, or all must be killed at once.
 Elsewhere = Literal["left", "failed", "lost"]
@@ -105,6 +108,7 @@ class Outcome:
     hung: str | None = None  # why we took it for hung
     first_rank: int = 0
     description: "Description | None" = None  # where several nodes' supervisors have judged already
+    is_program: bool = False
 
 
 class RankGroup:
@@ -128,9 +132,9 @@ class RankGroup:
         is_program.
         """
         self._temp = Path(tempfile.mkdtemp(prefix="ranks-"))
-        alone = {"SERESNET_INIT_METHOD": f"file://{self._temp}/meeting"} if size > 1 else {}
+        alone = {"SERESNET_INIT_METHOD": f"file://{self._temp}/meeting"} if size > 1 or is_program else {}
         share = share or Share(first_rank=0, world_size=size, meeting=alone)
-        self._first_rank = share.first_rank
+        self._first_rank, self._is_program = share.first_rank, is_program
         meeting = {**share.meeting, "SERESNET_PROGRESS": str(self._temp)}
         self._progress = ProgressWatch(self._temp)
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -211,12 +215,15 @@ class RankGroup:
         culprit = culprit_of(self._failed_before_kill if killed else self._failed(), dict(enumerate(statuses, self._first_rank)))
         return Outcome(
             statuses=statuses, culprit=culprit, stop_reason=self._stop_reason, was_killed_by_us=killed, hung=self._hung,
-            first_rank=self._first_rank,
+            first_rank=self._first_rank, is_program=self._is_program,
         )  # fmt: skip
 
     def look(self) -> Elsewhere | None:
         """What other nodes must be told of the ranks here."""
-        return "failed" if self._failed() or self._hung else "left" if self._died else None
+        if self._failed() or self._hung:
+            return "failed"
+        # Ours leave together; what a program's rank 0 still does alone, such as a last evaluation, takes as long as it takes.
+        return "left" if self._died and not self._is_program else None
 
     def _all_ended(self) -> bool:
         for rank, process in enumerate(self._processes, self._first_rank):
@@ -226,10 +233,16 @@ class RankGroup:
 
     def _failed(self) -> list[int]:
         codes = {rank: self._processes[rank - self._first_rank].returncode for rank in self._died}
-        peaceful: set[int] = {Exit.FINISHED, Exit.STOPPED}
-        if self._stop_reason is not None:
-            peaceful.add(-signal.SIGTERM)  # a program without a handler, or before it had one: it did as it was told
-        return [rank for rank, code in codes.items() if code not in peaceful]
+        return [rank for rank, code in codes.items() if not self._is_peaceful(code)]
+
+    def _is_peaceful(self, code: int | None) -> bool:
+        if code in (Exit.FINISHED, Exit.STOPPED):
+            return True
+        if self._stop_reason is None:
+            return False
+        # What was told to stop did as it was told, if it has no handler yet; torchrun, shells and other frames around a program turn its
+        # code into theirs. If something was wrong all the same, it will be so again after the next start.
+        return code == -signal.SIGTERM or (self._is_program and code not in _SAID)
 
     def _send(self, number: signal.Signals) -> None:
         for process in self._processes:
@@ -244,7 +257,7 @@ def culprit_of(failed: Sequence[int], statuses: Mapping[int, int]) -> int | None
     """
 
     def rank_of_evidence(rank: int) -> int:
-        if statuses[rank] in (Exit.USER_ERROR, Exit.DIVERGED, Exit.GPU_OUT_OF_MEMORY, Exit.FENCED):
+        if statuses[rank] in (*_SAID, Exit.FENCED):
             return 0
         return 1 if statuses[rank] < 0 else 2 if statuses[rank] == Exit.WATCHDOG else 3
 
@@ -267,7 +280,10 @@ def describe(folder: RunFolder, generation: int, outcome: Outcome) -> Descriptio
     if outcome.hung is not None:
         return Description(ending="hung", code=Exit.WATCHDOG, reason=outcome.hung)
     if outcome.culprit is not None:
-        return describe_failure(folder, generation, outcome.culprit, outcome.statuses[outcome.culprit - outcome.first_rank], folder.log)
+        status = outcome.statuses[outcome.culprit - outcome.first_rank]
+        found = describe_failure(folder, generation, outcome.culprit, status, folder.log)
+        # A program knows nothing of owners and watchdogs: that it chose these numbers means nothing.
+        return replace(found, ending="crashed", code=1) if outcome.is_program and status in (Exit.WATCHDOG, Exit.FENCED) else found
     is_complete, lack = _look_at_result(folder)
     if outcome.statuses[0] == 0 and is_complete:
         return Description(ending="finished", code=0, reason=str(attempts.read_rank_exit(folder, generation).get("reason") or "finished"))
@@ -284,7 +300,10 @@ def describe(folder: RunFolder, generation: int, outcome: Outcome) -> Descriptio
 def _how_stopped(outcome: Outcome) -> str:
     if outcome.was_killed_by_us:
         return f"ranks did not stop within {STOP_LIMIT_S:.0f} s"
-    return "ended by SIGTERM, which it does not handle" if -signal.SIGTERM in outcome.statuses else "state saved"
+    if -signal.SIGTERM in outcome.statuses:
+        return "ended by SIGTERM, which it does not handle"
+    others = [status for status in outcome.statuses if status not in (Exit.FINISHED, Exit.STOPPED)]
+    return f"exited {others[0]}, whether its state was saved is not known" if others else "state saved"
 
 
 def _look_at_result(folder: RunFolder) -> tuple[bool, str]:

@@ -13,9 +13,10 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
-from hpc import locks, slurm
+from hpc import locks, own_program, slurm
 from hpc.paths import Plan, PlannedFolder, SweepFolder
-from seresnet.config import RunConfig, run_id, slug, to_dict
+from seresnet import own_code
+from seresnet.config import ARGS_OF, RunConfig, run_id, slug, split_target, to_dict
 from seresnet.config_file import read_run_config
 from seresnet.durable import parse_json, write_json_durably
 from seresnet.errors import ConfigError, SubmissionError
@@ -47,6 +48,19 @@ def sweep_of_one(
         if record is not None:
             record.write(run_id(config))
     return sweep, _task(run_id(config))
+
+
+def name_code_root(path: Path, sweep: SweepFolder, task: str) -> None:
+    """Where nobody says where somebody's own code lies: beside the run's file, if its program or a module that it names is there."""
+    plan = Plan.read(sweep)
+    config = RunRecord.read(sweep.run_folder(plan.tasks[task][0], plan)).config
+    values = {f"{section}.{key}": value for section, keys in config.items() for key, value in keys.items()}
+    modules = [split_target(values[key])[0] for key in ARGS_OF.values() if isinstance(values.get(key), str)]
+    command = values.get(own_program.KEY)
+    programs = [own_program.Program(command=tuple(command), origin=str(path))] if command else []
+    folder = path.resolve().parent
+    if own_code.code_root() is None and (own_code.holds(folder, modules) or own_program.lie_in(folder, programs)):
+        own_code.name_root(folder)
 
 
 @dataclass(frozen=True, kw_only=True)

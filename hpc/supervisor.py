@@ -20,7 +20,7 @@ from hpc.nodes import Team
 from hpc.pack_runner import PackRunner
 from hpc.paths import Plan, SweepFolder
 from hpc.renewal import renewing
-from hpc.single import sweep_of_one
+from hpc.single import name_code_root, sweep_of_one
 from hpc.task import RANK_COMMAND, Job, Task, read_task
 from seresnet.errors import ToolkitError
 from seresnet.exits import Exit
@@ -138,6 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         sweep, task = sweep_of_one(args.run, args.override)
+        name_code_root(args.run, sweep, task)
     except ToolkitError as error:
         print(error, file=sys.stderr)
         return 2

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hpc import supervisor
+from hpc import ranks, supervisor
 from hpc.paths import Plan, SweepFolder, WandbSettings
 from hpc.single import sweep_of_one
 from seresnet import claims, journal
@@ -92,9 +92,18 @@ def test_stopped_killed_and_started_again_it_has_the_numbers_of_a_quiet_run(tmp_
     assert [record.epoch for record in journal.read(disturbed.folder)] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_script_without_a_handler_stops_at_once_and_is_not_called_crashed(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("handler", "said"),
+    [
+        ("", "ended by SIGTERM, which it does not handle"),
+        # As torchrun does, and shells and containers with 143.
+        ("signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))", "exited 1, whether its state was saved is not known"),
+    ],
+)
+def test_a_script_that_was_told_to_stop_and_does_not_leave_with_75_has_not_crashed(tmp_path: Path, handler: str, said: str) -> None:
     script = tmp_path / "sleeps.py"
-    script.write_text("import pathlib, sys, time\npathlib.Path(sys.argv[1]).with_name('own').mkdir()\ntime.sleep(60)\n")
+    body = "pathlib.Path(sys.argv[1]).with_name('own').mkdir()\ntime.sleep(60)\n"
+    script.write_text(f"import pathlib, signal, sys, time\n{handler}\n{body}")
     own = Own(tmp_path / "own", script)
 
     def stop_it(stop: StopFlag) -> None:
@@ -105,7 +114,7 @@ def test_a_script_without_a_handler_stops_at_once_and_is_not_called_crashed(tmp_
     assert own.run(stop_it) == 75
     end = claims.read_end(own.folder, 1)
     assert end is not None and end.ending == "stopped"
-    assert end.reason is not None and "ended by SIGTERM, which it does not handle" in end.reason
+    assert end.reason is not None and said in end.reason
 
 
 @pytest.mark.parametrize(
@@ -115,6 +124,7 @@ def test_a_script_without_a_handler_stops_at_once_and_is_not_called_crashed(tmp_
         ("sys.exit(0)", ["crashed"] * 3, "every rank exited 0, and there is no result.json"),
         ("raise ValueError('no such colour')", ["crashed"] * 3, "ValueError: no such colour"),
         ("print('x', file=open(sys.argv[1].replace('run.yaml', 'result.json'), 'w'))", ["crashed", "user_error"], "result.json"),
+        ("sys.exit(77)", ["crashed"] * 3, "exited 77"),  # of ours it would mean that somebody else has the run
         ("os.kill(os.getpid(), 15)", ["crashed"] * 3, "was ended by SIGTERM"),
     ],
 )
@@ -127,15 +137,32 @@ def test_a_script_that_fails_is_told_by_its_last_line_and_given_up(tmp_path: Pat
     assert (own.endings(), end is not None and said in str(end.reason)) == (endings, True), end
 
 
-def test_two_ranks_get_their_numbers_and_an_address(tmp_path: Path) -> None:
+def test_a_relative_script_is_found_beside_the_file_of_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "beside.py").write_text(
+        "import json, os, pathlib, sys\n"
+        "assert os.environ['SERESNET_INIT_METHOD'].startswith('file://'), 'also of one rank'\n"
+        "pathlib.Path(sys.argv[1]).with_name('result.json').write_text(json.dumps({'epochs': 6, 'last_test_top1_pct': 50.0}))\n"
+    )
+    (tmp_path / "own.yaml").write_text(RUN.format(script="beside.py", pause=0))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.setenv("SERESNET_CODE_ROOT", "")  # so that it is put back
+    assert supervisor.main(["../own.yaml"]) == 0
+
+
+def test_two_ranks_get_their_numbers_and_an_address_and_one_may_stay_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "PARTING_LIMIT_S", 0.2)
     script = tmp_path / "ranks.py"
     script.write_text(
-        "import json, os, pathlib, sys\n"
+        "import json, os, pathlib, sys, time\n"
         "names = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'LOCAL_WORLD_SIZE')\n"
         "run = pathlib.Path(sys.argv[1]).parent\n"
         "assert os.environ['SERESNET_INIT_METHOD'].startswith('file://')\n"
         "(run / f'rank-{os.environ[\"RANK\"]}').write_text(' '.join(os.environ[name] for name in names))\n"
         "if os.environ['RANK'] == '0':\n"
+        "    while not (run / 'rank-1').exists(): time.sleep(0.01)\n"
+        "    time.sleep(0.8)\n"  # the other one has left
         "    (run / 'result.json').write_text(json.dumps({'epochs': 6, 'last_test_top1_pct': 50.0}))\n"
     )
     folder = tmp_path / "own"
