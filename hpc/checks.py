@@ -188,7 +188,7 @@ def _chosen_on_test(comparison: Comparison) -> Iterator[str]:
     elif without:
         yield (
             f"NO VALIDATION: {_names(without)} {_have(without)} no validation split, so that best-on-test is the only choice of an epoch,"
-            " and it is made on the test set. Quote the last epoch, or hold images out with data.val_images."
+            " and it is made on the test set. Quote the last epoch, or hold images out (data.val_images; a program says val_top1_pct)."
         )
 
 

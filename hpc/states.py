@@ -237,7 +237,7 @@ def _look_at_attempts(folder: RunFolder) -> tuple[Claim | None, End | None, str 
 def _look_at_result(folder: RunFolder, epochs: int | None, run_id: str | None) -> tuple[bool, bool, str | None]:
     """(finished, there is a result that is too short, why nobody can tell)."""
     try:
-        result = TrainResult.read(folder)
+        result = TrainResult.read(folder, is_whole=False)
         if result is None:
             return False, False, None
         if run_id is not None and result.run_id != run_id:

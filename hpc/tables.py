@@ -44,7 +44,7 @@ def _mixtures(rows: Sequence[RunRow]) -> list[str]:
         "code versions": {result.code_digest[:8] for result in results},
         "devices": {result.device for result in results},
         "tiers": {result.tier for result in results},
-        "data": {f"{result.data_name} {result.data_digest[:8]}" for result in results},
+        "data": {f"{result.data_name} {result.data_digest[:8]}".rstrip() for result in results},
     }
     return [f"MIXED {what}: {'; '.join(sorted(found))}." for what, found in kinds.items() if len(found) > 1]
 

@@ -42,8 +42,13 @@ _BEST = ("best_on_test_epoch", "best_on_test_top1_pct")
 _CHOSEN = ("val_chosen_epoch", "val_chosen_val_top1_pct", "val_chosen_test_top1_pct")
 
 
-def completed(value: Mapping[str, Any], folder: "RunFolder", record: "RunRecord", schema: int) -> dict[str, Any]:
-    """The whole record of a script's result. Raises ConfigError, without the file's name, for a key that is missing or unknown."""
+def completed(
+    value: Mapping[str, Any], folder: "RunFolder", record: "RunRecord", schema: int, epochs: Sequence[journal.EpochRecord]
+) -> dict[str, Any]:
+    """The whole record of a script's result. Raises ConfigError, without the file's name, for a key that is missing or unknown.
+
+    epochs: what its journal says; whether there is a result, and of how many epochs, does not depend on it.
+    """
     known = (*NEEDED, *OPTIONAL, *_BEST)
     if missing := [key for key in NEEDED if key not in value]:
         raise ConfigError(f"has no {' and no '.join(missing)}. A program's result needs {' and '.join(NEEDED)}; see docs/own-script.md.")
@@ -57,7 +62,7 @@ def completed(value: Mapping[str, Any], folder: "RunFolder", record: "RunRecord"
     newest = attempts.newest_generation(folder)
     runs_on = _environment(folder, newest)
     best = dict(zip(_BEST, (value["epochs"], value["last_test_top1_pct"]), strict=True))  # of what the script says, the only one
-    given = {**OPTIONAL, **best, **_of_journal(journal.read(folder)), **value}
+    given = {**OPTIONAL, **best, **_of_journal([one for one in epochs if _is_plausible(one)]), **value}
     return {
         **given,
         # Two results are taken for the same bits if they say the same of the same run.
@@ -76,6 +81,10 @@ def completed(value: Mapping[str, Any], folder: "RunFolder", record: "RunRecord"
         "averaged": False,
         "schema": schema,
     }
+
+
+def _is_plausible(epoch: journal.EpochRecord) -> bool:
+    return all(0 <= (percent or 0) <= 100 for percent in (epoch.test_top1_pct, epoch.val_top1_pct))
 
 
 def _of_journal(epochs: Sequence[journal.EpochRecord]) -> dict[str, Any]:

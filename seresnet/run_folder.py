@@ -341,14 +341,17 @@ class TrainResult:
         return known is not None and (known.epochs, known.attempts) >= (self.epochs, self.attempts)
 
     @classmethod
-    def read(cls, folder: RunFolder, files: Files = DISK) -> "TrainResult | None":
-        """None if the run has no result yet; raises ConfigError if there is one that this version cannot read."""
+    def read(cls, folder: RunFolder, files: Files = DISK, *, is_whole: bool = True) -> "TrainResult | None":
+        """None if the run has no result yet; raises ConfigError if there is one that this version cannot read.
+
+        is_whole: also what only the journal of a program knows, which takes a hundred times as long.
+        """
         try:
             value = parse_json(files.read(folder.result))
             if isinstance(value, dict) and "schema" not in value and "program" in (record := RunRecord.read(folder)).config:
-                from seresnet import own_result  # which reads attempts, whose folder is ours
+                from seresnet import journal, own_result  # which read what lies in folders of ours
 
-                value = own_result.completed(value, folder, record, RESULT_SCHEMA)
+                value = own_result.completed(value, folder, record, RESULT_SCHEMA, journal.read(folder) if is_whole else ())
             value = migrations.to_current("result.json", value)
             value["parent"] = Parent.of(value.get("parent"))
             value.setdefault("multiply_adds", None)
@@ -383,7 +386,7 @@ def is_finished(folder: RunFolder, epochs: int | None = None) -> bool:
     A result alone does not say so: train.epochs may have been raised since. Raises ConfigError for a result.json that cannot be read,
     or a run.yaml that must be.
     """
-    result = TrainResult.read(folder)
+    result = TrainResult.read(folder, is_whole=False)
     if result is None:
         return False
     return result.epochs >= (RunHead.read(folder).epochs if epochs is None else epochs)

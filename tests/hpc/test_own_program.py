@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +223,16 @@ def test_the_rest_comes_from_its_journal(tmp_path: Path) -> None:
     # Of equal validation accuracies the first, as the built-in training chooses.
     assert (result.val_chosen_epoch, result.val_chosen_val_top1_pct, result.val_chosen_test_top1_pct) == (2, 80.0, 61.0)
     assert (result.seconds, result.step, result.train_loss, result.parameters) == (10.0, 50, 0.2, 7)
+
+
+def test_lines_that_lie_neither_end_a_run_nor_get_into_its_result(tmp_path: Path) -> None:
+    folder = own_run(tmp_path, {"epochs": 5, "last_test_top1_pct": 65.0}, lines=2)
+    append(folder, replace(line(3), test_top1_pct=150.0))
+    folder.journal(9).mkdir()
+    assert is_finished(folder), "which the journal has no say in"
+    folder.journal(9).rmdir()
+    result = TrainResult.read(folder)
+    assert result is not None and (result.best_on_test_epoch, result.best_on_test_top1_pct) == (2, 61.0)
 
 
 def test_equal_numbers_of_one_run_are_the_same_bits_and_others_are_not(tmp_path: Path) -> None:
