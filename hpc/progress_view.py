@@ -23,7 +23,7 @@ from hpc.states import RunState, label
 from seresnet import journal
 from seresnet.errors import ConfigError
 from seresnet.journal import EpochRecord
-from seresnet.run_folder import RunFolder, RunHead
+from seresnet.run_folder import RunFolder, RunHead, TrainResult
 
 #: In a log a run gets a line when its state changes, and for its epochs at most this often.
 _LINE_EVERY_S = 10.0
@@ -73,11 +73,12 @@ def progress_of(run: RunState, by_job: Mapping[str, Submission] | None = None, t
     found = _last_records(run, max(_PACE_EPOCHS, trend_epochs))
     records = found[-_PACE_EPOCHS:]
     last = records[-1] if records else None
+    result = _result(run) if last is None and run.state == "finished" else None  # of a program that keeps no journal
     return RunProgress(
         run=run,
-        epoch=last.epoch if last else 0,
+        epoch=last.epoch if last else result.epochs if result else 0,
         epochs=head.epochs if head else None,
-        test_top1_pct=last.test_top1_pct if last else None,
+        test_top1_pct=last.test_top1_pct if last else result.last_test_top1_pct if result else None,
         val_top1_pct=last.val_top1_pct if last and head and head.val_images else None,
         epoch_s=statistics.median(record.seconds for record in records) if records else None,
         images_per_s=last.images_per_s if last else None,
@@ -193,6 +194,12 @@ def _last_records(run: RunState, count: int) -> list[EpochRecord]:
         return journal.read_last(run.folder, count)
     except OSError:
         return []
+
+
+def _result(run: RunState) -> TrainResult | None:
+    with contextlib.suppress(ConfigError, OSError):
+        return TrainResult.read(run.folder, is_whole=False)
+    return None
 
 
 def _stamp(path: Path) -> int:

@@ -180,7 +180,9 @@ def inert(value: object) -> object:
 def seconds_per_epoch(result: TrainResult) -> float | None:
     """Training and evaluation, mean over the run's own epochs: a fork did not train those before its parent's checkpoint."""
     own = 1.0 if result.parent is None else (result.step - result.parent.step) / max(1, result.step)
-    return result.seconds / (result.epochs * own) if result.epochs * own > 0 else None
+    return (
+        result.seconds / (result.epochs * own) if result.epochs * own > 0 and result.seconds > 0 else None
+    )  # 0: a program without a journal
 
 
 def summarise(gathered: Gathered, baseline: str, metric: str = DEFAULT[0]) -> tuple[ArmSummary, ...]:

@@ -5,7 +5,6 @@ Appending is the writer's business, publishing is hpc.mirror's. One invariant: a
 
 import heapq
 import json
-import math
 import os
 import zlib
 from collections.abc import Iterable, Iterator
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from seresnet.durable import DISK, Files, canonical_json, parse_json, write_durably
-from seresnet.record_types import is_short, plain_kinds
+from seresnet.record_types import is_finite, is_short, plain_kinds
 from seresnet.run_folder import RunFolder
 
 #: Bytes that read_last takes at a time: some seven lines.
@@ -137,7 +136,7 @@ def parse(line: bytes) -> EpochRecord | None:
     kept = {}
     for name, kinds in plain_kinds(EpochRecord):
         item = value.get(name, _DEFAULTS[name])
-        if type(item) not in kinds or (type(item) is float and not math.isfinite(item)) or (type(item) is int and not is_short(item)):
+        if type(item) not in kinds or (type(item) is float and not is_finite(item)) or (type(item) is int and not is_short(item)):
             return None
         kept[name] = item
     return EpochRecord(**kept)

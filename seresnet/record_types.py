@@ -1,15 +1,16 @@
 """Whether a record that was read from JSON holds what its dataclass says: journals and results may be torn, or somebody else's.
 
-Checks only; what a misfit means is the reader's business. One invariant: a bool is no number, and no number is infinite, NaN or too
-long for 64 bits.
+Checks only; what a misfit means is the reader's business. One invariant: a bool is no number, and no number is infinite, NaN, too
+long for 64 bits, or so large that sums and squares of it are infinite.
 """
 
 import functools
-import math
 import types
 import typing
 from dataclasses import fields
 from typing import Any
+
+_LARGEST = 1e100
 
 
 def misfits(record: Any) -> list[str]:
@@ -25,6 +26,11 @@ def _is_plainly(value: Any, hint: Any) -> bool:
     return type(value) is hint and hint is not float and hint is not int
 
 
+def is_finite(value: float) -> bool:
+    """Whether it is a number that readers may square and add: a script may write 1e308, no training of ours comes near."""
+    return abs(value) < _LARGEST  # NaN is below nothing
+
+
 def is_short(value: int) -> bool:
     """Whether an integer fits into 64 bits: JSON has any, and a longer one ends the arithmetic of readers with an OverflowError."""
     return value.bit_length() < 64
@@ -35,7 +41,7 @@ def conforms(value: Any, hint: Any) -> bool:
     if hint is Any:
         return True
     if hint is float:
-        return conforms(value, int) or (isinstance(value, float) and math.isfinite(value))
+        return conforms(value, int) or (isinstance(value, float) and is_finite(value))
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool) and is_short(value)
     origin, args = typing.get_origin(hint), typing.get_args(hint)

@@ -374,6 +374,11 @@ class TrainResult:
         size = len(self.classes)
         if len(self.confusion) != size or any(len(row) != size for row in self.confusion):
             raise ValueError(f"confusion is not {size} x {size}")
+        for key in ("parameters", "multiply_adds", "train_images", "val_images", "test_images", "step", "seconds"):
+            if (getattr(self, key) or 0) < 0:
+                raise ValueError(f"{key} is {getattr(self, key)}, below zero")
+        if any(count < 0 for row in self.confusion for count in row):
+            raise ValueError("confusion counts fewer than zero images")
         for key in ("last_test_top1_pct", "best_on_test_top1_pct", "val_chosen_test_top1_pct"):
             value = getattr(self, key)
             if value is not None and not 0 <= value <= 100:

@@ -252,6 +252,11 @@ def test_equal_numbers_of_one_run_are_the_same_bits_and_others_are_not(tmp_path:
         ({"epochs": 5, "last_test_top1_pct": 1.0, "paramters": 3}, "paramters is no key of a result. Did you mean parameters?"),
         ({"epochs": 5, "last_test_top1_pct": "65"}, "wrong type or not finite: last_test_top1_pct"),
         ({"epochs": 5, "last_test_top1_pct": 650}, "is 650, not a percentage"),
+        ({"epochs": 5, "last_test_top1_pct": 65, "train_images": -3}, "train_images is -3, below zero"),
+        (
+            {"epochs": 5, "last_test_top1_pct": 65, "classes": ["a", "b"], "confusion": [[1, 2], [-1, 3]]},
+            "confusion counts fewer than zero images",
+        ),
         ({"epochs": 5, "last_test_top1_pct": 65, "best_on_test_epoch": 3}, "go together. Write all of them, or none"),
         ({"epochs": 5, "last_test_top1_pct": 65, "classes": ["a", "b"]}, "confusion is not 2 x 2"),
     ],

@@ -1,7 +1,7 @@
 """Tables, page, methods and mirror of runs whose program said two numbers, or many, beside runs of the built-in training."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,9 @@ from hpc import collect, methods, report
 from hpc.comparison import compare
 from hpc.gather import gather
 from hpc.mirror_rows import durable_records
+from hpc.progress_view import progress_of
+from hpc.states import RunState
+from hpc.stats import seconds_per_epoch
 from seresnet import journal
 from seresnet.config import ProgramConfig, to_dict
 from seresnet.errors import ConfigError
@@ -50,6 +53,24 @@ def test_everything_that_is_collected_can_be_made_of_it(tmp_path: Path, result: 
     assert collect.main([str(sweep.folder.path), "--figures", "all", "--figure-formats", "svg", "--format", "latex"]) == 0
     said = (sweep.folder.path / "table.md").read_text() + (sweep.folder.path / "report.html").read_text().partition("<script")[0]
     assert "| baseline |" in said and "60.00" in said and "None" not in said
+
+
+def test_a_run_without_a_journal_is_as_far_as_its_result_says_and_took_no_time_that_anybody_knows(tmp_path: Path) -> None:
+    sweep = sweep_of_programs(tmp_path, BARE)
+    folder = sweep.of("se", 0)
+    far = progress_of(RunState(run_id=sweep.ids["se", 0], slug="se-seed0", arms=("se",), folder=folder, state="finished"))
+    result = TrainResult.read(folder)
+    assert (far.epoch, far.test_top1_pct) == (6, 60)
+    assert result is not None and seconds_per_epoch(result) is None
+
+
+def test_numbers_that_no_training_reaches_do_not_end_everybodys_page(tmp_path: Path) -> None:
+    sweep = sweep_of_programs(tmp_path, BARE, lines=True)
+    line = {**asdict(record("se", 0, 3, 6)), "step": 31, "train_loss": 1e308, "seconds": 1e308}
+    with open(sweep.of("se", 0).journal(1), "a") as file:
+        file.write(json.dumps(line) + "\n")
+    assert len(journal.read(sweep.of("se", 0))) == 6
+    assert collect.main([str(sweep.folder.path), "--figures", "loss", "--figure-formats", "svg"]) == 0
 
 
 def test_images_that_nobody_counted_are_not_said_to_be_none(tmp_path: Path) -> None:
