@@ -7,6 +7,7 @@ no process of its group is left.
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -36,6 +37,8 @@ POLL_S = 0.1
 #: A process that SIGKILL does not end is stuck in the kernel, mostly in a dead file system: its run has ended all the same.
 UNKILLABLE_S = 3.0
 
+#: A line of the supervisor's own in a run's log.
+_OURS = re.compile(r"[-\d]{10} [:\d]{8} supervisor: ")
 #: Codes that say how it failed, whoever chose them.
 _SAID = (Exit.USER_ERROR, Exit.DIVERGED, Exit.GPU_OUT_OF_MEMORY)
 
@@ -331,5 +334,7 @@ def _guess(log: Path, rank: int, status: int) -> str:
         lines = log.read_bytes()[-4000:].decode(errors="replace").split("\n")
     except OSError:
         lines = []
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "nothing")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    if not last or _OURS.match(last):
+        return f"rank {rank} {how}, and said nothing"
     return f"rank {rank} {how}; the log's last line: {last[:300]}"

@@ -120,7 +120,7 @@ def test_a_script_that_was_told_to_stop_and_does_not_leave_with_75_has_not_crash
 @pytest.mark.parametrize(
     ("body", "endings", "said"),
     [
-        ("sys.exit(78)", ["user_error"], "exited 78"),
+        ("sys.exit(78)", ["user_error"], "rank 0 exited 78, and said nothing"),
         ("sys.exit(0)", ["crashed"] * 3, "every rank exited 0, and there is no result.json"),
         ("raise ValueError('no such colour')", ["crashed"] * 3, "ValueError: no such colour"),
         ("print('x', file=open(sys.argv[1].replace('run.yaml', 'result.json'), 'w'))", ["crashed", "user_error"], "result.json"),
