@@ -68,7 +68,9 @@ def _once(rows: Sequence[RunRow]) -> list[RunRow]:
 
 def _check(key: str, rows: Sequence[RunRow]) -> None:
     section, name = _split(key)
-    if key in key_specs() or any(row.config and isinstance(part := row.config.get(section), dict) and name in part for row in rows):
+    *outer, last = name.split(".")  # args.lr
+    holders = (row.setting(section, ".".join(outer)) if outer else (row.config or {}).get(section) for row in rows)
+    if key in key_specs() or any(isinstance(holder, dict) and last in holder for holder in holders):
         return
     if key in ("arm", "arms", "sweep"):
         rule = "it stands for no key of a config, and groups are made of keys alone"

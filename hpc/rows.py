@@ -67,9 +67,11 @@ class RunRow:
         return seed if isinstance(seed, int) else None
 
     def setting(self, section: str, key: str) -> Any:
-        """A config value, None where the config is unknown."""
-        part = (self.config or {}).get(section)
-        return part.get(key) if isinstance(part, dict) else None
+        """A config value, also of a key such as args.lr; None where the config is unknown."""
+        value: Any = (self.config or {}).get(section)
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        return value
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -90,6 +90,19 @@ def test_methods_keep_our_defaults_from_a_program_and_its_command_from_our_runs(
     assert "Training of some configurations is by `python 'my train.py' '{run_dir}'`." in said and "SGD with momentum" in said
 
 
+def test_runs_are_grouped_by_one_argument(tmp_path: Path) -> None:
+    sweep = sweep_of_programs(tmp_path, BARE, arms=("se",))
+    for seed, lr in enumerate((0.1, 0.2)):
+        record_of = RunRecord.read(sweep.of("se", seed))
+        record_of.config["program"]["args"] = {"lr": lr}
+        record_of.write(sweep.of("se", seed))
+        sweep.finish("baseline", seed)
+    found = compare(gather([sweep.folder.path]), None, ["program.args.lr"])
+    assert {arm.arm: arm.n for arm in found.arms} == {"program.args.lr=unset": 2, "program.args.lr=0.1": 1, "program.args.lr=0.2": 1}
+    with pytest.raises(ConfigError, match=r"--by program\.args\.rl: no config has this key"):
+        compare(gather([sweep.folder.path]), None, ["program.args.rl"])
+
+
 @pytest.mark.parametrize("key", ["val_chosen_epoch", "val_chosen_val_top1_pct", "val_chosen_test_top1_pct"])
 def test_an_epoch_that_was_chosen_comes_with_its_figures(tmp_path: Path, key: str) -> None:
     sweep = sweep_of_programs(tmp_path, {**BARE, key: 3})
