@@ -128,8 +128,12 @@ def _of_first_word(program: Program, root: Path | None) -> str | None:
             if _is_script(word)
             else None
         )
-    if word.startswith("/") or "{run_dir}" in word or root is None:
+    if word.startswith("/") or "{run_dir}" in word:
         return None
+    if root is None:
+        return (
+            f"{word} is started in the copy of code_root, and there is none. Name it by its absolute path, or say code_root: for a script."
+        )
     if os.path.normpath(word) not in _names(root):
         kinds = ", ".join(f"*{suffix}" for suffix in own_code.SUFFIXES)
         return f"{word} is not among the files of {root} that are copied with a sweep ({kinds}). Name it by its absolute path."

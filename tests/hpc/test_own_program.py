@@ -120,6 +120,11 @@ def test_words_that_mean_something_to_others_are_left_to_them(folder: Path, prog
     assert len(expand_text(folder, f"program: {program}\nbase.train.epochs: 5\n")) == 1
 
 
+def test_a_relative_program_without_a_code_root_is_refused(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"bin/simulate is started in the copy of code_root, and there is none"):
+        read_text(folder, "program: [bin/simulate, '{run_dir}']\nbase: {}\n")
+
+
 def test_a_wrong_program_is_not_judged_as_our_training(folder: Path) -> None:
     with pytest.raises(ConfigError) as refused:
         read_text(folder, "program: python train.py\nbase.train.epochs: 5\n")
