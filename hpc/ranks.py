@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -84,6 +85,12 @@ def _before_exec(parent: int, cpus: Sequence[int] | None) -> Callable[[], None]:
     return before_exec
 
 
+def _free_port() -> int:
+    """A port that is free now. Somebody may take it before a program does: then it fails, and is tried again with another."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
 def kill_group(leader: "subprocess.Popen[bytes]") -> None:
     """SIGKILL whatever is left of a process group, by its leader; it lives on when the leader is gone."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -136,6 +143,8 @@ class RankGroup:
         """
         self._temp = Path(tempfile.mkdtemp(prefix="ranks-"))
         alone = {"SERESNET_INIT_METHOD": f"file://{self._temp}/meeting"} if size > 1 or is_program else {}
+        if is_program:
+            alone |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}  # for those that meet by env://
         share = share or Share(first_rank=0, world_size=size, meeting=alone)
         self._first_rank, self._is_program = share.first_rank, is_program
         meeting = {**share.meeting, "SERESNET_PROGRESS": str(self._temp)}

@@ -159,6 +159,9 @@ def test_two_ranks_get_their_numbers_and_an_address_and_one_may_stay_longer(tmp_
         "names = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'LOCAL_WORLD_SIZE')\n"
         "run = pathlib.Path(sys.argv[1]).parent\n"
         "assert os.environ['SERESNET_INIT_METHOD'].startswith('file://')\n"
+        "import torch, torch.distributed as dist\n"
+        "dist.init_process_group('gloo')\n"  # by env://, as Lightning and accelerate do
+        "both = torch.ones(1); dist.all_reduce(both); assert both.item() == 2\n"
         "(run / f'rank-{os.environ[\"RANK\"]}').write_text(' '.join(os.environ[name] for name in names))\n"
         "if os.environ['RANK'] == '0':\n"
         "    while not (run / 'rank-1').exists(): time.sleep(0.01)\n"
