@@ -46,7 +46,7 @@ def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     for owner, name in ((TrainResult, "read"), (run_records, "read"), (journal_columns, "read")):
         real = getattr(owner, name)
         kind = getattr(owner, "__name__", "").rpartition(".")[2]
-        monkeypatch.setattr(owner, name, lambda *given, real=real, kind=kind: (seen.append(kind), real(*given))[1])
+        monkeypatch.setattr(owner, name, lambda *given, real=real, kind=kind, **named: (seen.append(kind), real(*given, **named))[1])
     return seen
 
 
