@@ -1,4 +1,4 @@
-"""Diagrams of an evaluation: reliability, accuracy by class, and a heat map of corruptions. Needs matplotlib.
+"""Diagrams of an evaluation: reliability, confusion matrices, and a heat map of corruptions. Needs matplotlib.
 
 One invariant: the same numbers give the same bytes.
 """
@@ -11,15 +11,17 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from seresnet.durable import write_durably
-from seresnet.evaluate_view import Evaluated, accuracy_grid, by_arm, over_severities, reliability_of
+from seresnet.evaluate_view import MOST_CLASSES, Evaluated, accuracy_grid, by_arm, confusion_shares, over_severities, reliability_of
 from seresnet.robustness import SEVERITIES, TestSet
 
 #: Okabe & Ito 2008, and a marker each, so that the lines differ in grey too.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _MARKERS = "osD^vPX"
+_MOST_MATRICES = 4
 _STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -30,9 +32,12 @@ _STYLE: Any = {
 }
 
 
-def draw(found: Sequence[Evaluated], test: TestSet, folder: Path) -> list[Path]:
-    """reliability.png, and corruptions.png where there are any; returns what was written."""
-    pictures: dict[str, Callable[[Sequence[Evaluated], TestSet], Figure]] = {"reliability.png": _reliability}
+def draw(found: Sequence[Evaluated], test: TestSet, classes: Sequence[str], folder: Path) -> list[Path]:
+    """reliability.png, confusion.png, and corruptions.png where there are any; returns what was written."""
+    pictures: dict[str, Callable[[Sequence[Evaluated], TestSet], Figure]] = {
+        "reliability.png": _reliability,
+        "confusion.png": lambda found, test: _confusions(found, test, classes),
+    }
     if found[0].shifts:
         pictures["corruptions.png"] = _heat_maps
     written = []
@@ -59,6 +64,33 @@ def _reliability(found: Sequence[Evaluated], test: TestSet) -> Figure:
         )
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy", title=f"Reliability on {len(test.labels):,} test images")
     axes.legend(loc="upper left", fontsize=8)
+    return figure
+
+
+def _confusions(found: Sequence[Evaluated], test: TestSet, classes: Sequence[str]) -> Figure:
+    """A matrix for each arm, four at most; names and numbers where they have room."""
+    groups = dict(list(by_arm(found).items())[:_MOST_MATRICES])
+    columns = min(2, len(groups))
+    rows = -(-len(groups) // columns)
+    figure = Figure(figsize=(4.6 * columns, 4.4 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for unused in axes[len(groups) :]:
+        unused.remove()
+    for each, (arm, runs) in zip(axes, groups.items(), strict=False):
+        shares = confusion_shares(runs)
+        # The square root brings out errors of a few percent, beside a diagonal that a linear scale would show alone.
+        each.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 100))
+        each.set(title=f"{arm} (n = {len(runs)})", xlabel="predicted", ylabel="true")
+        each.spines[:].set_visible(False)
+        if len(classes) <= MOST_CLASSES:
+            each.set_xticks(range(len(classes)), classes, rotation=45, ha="right", rotation_mode="anchor", fontsize=7)
+            each.set_yticks(range(len(classes)), classes, fontsize=7)
+            for (row, column), value in np.ndenumerate(shares):
+                if value >= 0.5:
+                    each.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=6, color="white" if value > 40 else "black")
+    left_out = f", first {len(groups)} of {len(by_arm(found))} arms" if len(by_arm(found)) > len(groups) else ""
+    figure.suptitle(f"Share of the true class (%), {len(test.labels):,} test images{left_out}", fontsize=9)
     return figure
 
 

@@ -21,6 +21,8 @@ from seresnet.robustness import SEVERITIES, Shift, TestSet, mean_accuracy
 from seresnet.trained import Classifier
 
 SCHEMA = 1
+#: Classes that a table or a diagram has room for.
+MOST_CLASSES = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +70,7 @@ def write(
     except ModuleNotFoundError as error:
         print(f"{error.name} is not installed: no diagrams (pip install 'hpc-seresnet[collect]')", file=sys.stderr)
         return written
-    return written + evaluate_figures.draw(found, test, folder)
+    return written + evaluate_figures.draw(found, test, arrays.classes, folder)
 
 
 def _as_json(each: Evaluated) -> dict[str, Any]:
@@ -100,13 +102,14 @@ def spread_text(values: Sequence[float], digits: int = 2) -> str:
 
 
 def markdown(found: Sequence[Evaluated], arrays: Arrays, settings: Mapping[str, Any]) -> str:
-    """The whole page: a line of what was measured, clean figures, then corruptions."""
+    """The whole page: a line of what was measured, clean figures, classes, then corruptions."""
     groups = by_arm(found)
     lines = [
         _headline(found, arrays, settings),
         "",
         *_table(["arm", "n", *_CLEAN], [_clean_row(arm, runs) for arm, runs in groups.items()]),
     ]
+    lines += ["", *_by_class(groups, arrays.classes)]
     if found[0].shifts:
         adapts = found[0].shifts[0].adapted is not None
         first = next(iter(groups))
@@ -141,6 +144,25 @@ _CLEAN: Mapping[str, Callable[[Scores], float]] = {
 def _clean_row(arm: str, runs: Sequence[Evaluated]) -> list[str]:
     texts = [spread_text([value(each.clean) for each in runs], 3 if name in ("loss", "Brier") else 2) for name, value in _CLEAN.items()]
     return [arm, str(len(runs)), *texts]
+
+
+def _by_class(groups: Mapping[str, Sequence[Evaluated]], classes: Sequence[str]) -> list[str]:
+    """Accuracy of each class in the order of the labels; of many classes the lowest, by the mean over arms."""
+    values = {arm: [[each.clean.class_pct[place] for each in runs] for place in range(len(classes))] for arm, runs in groups.items()}
+    tested = [place for place in range(len(classes)) if all(one is not None for arm in values.values() for one in arm[place])]
+    mean = {place: float(np.mean([one for arm in values.values() for one in arm[place]])) for place in tested}
+    shown = sorted(sorted(tested, key=lambda place: (mean[place], place))[:MOST_CLASSES])
+    what = f"the {len(shown)} lowest of {len(classes)} classes" if len(shown) < len(tested) else "by class"
+    rows = [
+        [classes[place], *(spread_text([one for one in arm[place] if one is not None], 1) for arm in values.values())] for place in shown
+    ]
+    return [f"Accuracy on clean images, {what}:", "", *_table(["class", *groups], rows)]
+
+
+def confusion_shares(runs: Sequence[Evaluated]) -> npt.NDArray[np.float64]:
+    """(classes, classes): of each true class the share in % that was taken for each, over all runs of an arm."""
+    counts = np.sum([each.clean.confusion for each in runs], axis=0, dtype=np.float64)
+    return np.asarray(100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))
 
 
 def _shift_row(groups: Mapping[str, Sequence[Evaluated]], arm: str, adapts: bool) -> list[str]:

@@ -16,7 +16,7 @@ from seresnet.corruptions import OPERATIONS
 from seresnet.digits import read_digits
 from seresnet.errors import DataError
 from seresnet.evaluate import main
-from seresnet.evaluate_view import Evaluated, markdown
+from seresnet.evaluate_view import Evaluated, confusion_shares, markdown
 from seresnet.folding import FoldedNetwork
 from seresnet.robustness import Shift, TestSet, check_published, shifted_sets
 
@@ -81,17 +81,50 @@ def test_a_sweep_is_evaluated_with_spreads_on_every_corruption(two_runs: list[Pa
     assert f"{np.mean(plain):.2f} ± {np.std(plain, ddof=1):.2f}" in page
     assert f"{np.mean(gain):.2f} ± {np.std(gain, ddof=1):.2f}" in page
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "evaluation.json", "evaluation.md", "hardest.png", "reliability.png", "corruptions.png",
+        "evaluation.json", "evaluation.md", "hardest.png", "reliability.png", "confusion.png", "corruptions.png",
     }  # fmt: skip
     least = sorted(hard["true_probability"] for hard in record["hardest"])
     assert len(least) == 30 and [hard["true_probability"] for hard in record["hardest"]] == least
 
 
+SETTINGS = {"weights": "last", "images": 1, "tta": False, "corruptions": "computed", "adapt_bn_source_share": None}
+
+
+def guessing(arm: str, seed: int, right: np.ndarray) -> Evaluated:
+    """Two images of each of ten classes, of which those are recognised; any other is taken for the next class."""
+    labels = np.repeat(np.arange(10), 2)
+    probabilities = np.eye(10)[np.where(right, labels, (labels + 1) % 10)]
+    return Evaluated(arm=arm, seed=seed, origin=arm, clean=score(probabilities, labels), probabilities=probabilities)
+
+
+def test_each_class_has_its_accuracy_with_the_spread_over_seeds_of_each_arm() -> None:
+    right = np.ones(20, dtype=bool)
+    half = right.copy()
+    half[[6, 12, 13]] = False  # one image of class 3, both of class 6
+    found = [guessing("plain", 0, right), guessing("plain", 1, half), guessing("se", 0, half)]
+    rows = [
+        line.split("|")[1:-1] for line in markdown(found, read_digits(), SETTINGS).partition("by class:")[2].splitlines() if "|" in line
+    ]
+    cells = {row[0].strip(): [cell.strip() for cell in row[1:]] for row in rows}
+    assert cells["class"] == ["plain", "se"] and len(cells) == 12
+    assert (cells["3"], cells["6"], cells["0"]) == (["75.0 ± 35.4", "50.0"], ["50.0 ± 70.7", "0.0"], ["100.0 ± 0.0", "100.0"])
+    shares = confusion_shares(found[:2])
+    assert (shares[3, 3], shares[3, 4], shares[6, 7]) == (75.0, 25.0, 50.0)
+
+
+def test_of_many_classes_the_lowest_are_shown() -> None:
+    one = guessing("plain", 0, np.arange(20) >= 4)  # classes 0 and 1 are never recognised
+    many = replace(one, clean=replace(one.clean, confusion=np.kron(np.eye(3, dtype=int), one.clean.confusion).tolist()))
+    page = markdown([many], replace(read_digits(), classes=tuple(f"c{place}" for place in range(30))), SETTINGS)
+    rows = [line.split("|")[1].strip() for line in page.partition("the 20 lowest of 30 classes:")[2].splitlines() if line.startswith("| c")]
+    assert len(rows) == 21 and {"c0", "c1", "c10", "c11", "c20", "c21"} <= set(rows)
+
+
 def test_arms_are_compared_at_equal_seeds() -> None:
     def at(arm: str, seed: int, mean_pct: float) -> Evaluated:
-        right = replace(score(np.array([[1.0, 0.0]]), np.array([0])), top1_pct=mean_pct)
+        right = replace(score(np.eye(10)[[0]], np.array([0])), top1_pct=mean_pct)
         shift = Shift(corruption="fog", severity=1, plain=right, adapted=None)
-        return Evaluated(arm=arm, seed=seed, origin=arm, clean=right, probabilities=np.array([[1.0, 0.0]]), shifts=(shift,))
+        return Evaluated(arm=arm, seed=seed, origin=arm, clean=right, probabilities=np.eye(10)[[0]], shifts=(shift,))
 
     found = [
         at("plain", 0, 50.0),
@@ -101,9 +134,7 @@ def test_arms_are_compared_at_equal_seeds() -> None:
         at("augmix", 2, 99.0),
         at("alone", 7, 1.0),
     ]
-    page = markdown(
-        found, read_digits(), {"weights": "last", "images": 1, "tta": False, "corruptions": "computed", "adapt_bn_source_share": None}
-    )
+    page = markdown(found, read_digits(), SETTINGS)
     # 53 - 50 and 65 - 60; seed 2 has no partner.
     (header, *rows) = [
         line.split("|")[1:-1] for line in page.splitlines() if "| mean of" in line or line.startswith(("| plain ", "| augmix ", "| alone "))
