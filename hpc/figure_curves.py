@@ -70,8 +70,8 @@ def accuracy_figure(scene: Scene) -> Figure | None:
 
 
 def loss_figure(scene: Scene) -> Figure | None:
-    """Training loss (of augmented, mixed images) and test loss against epoch."""
-    return _figure(scene, {"Training loss (augmented images)": "train_loss", "Test loss": "test_loss"}, "cross-entropy")
+    """Training loss (of augmented, mixed images, and of whatever loss an arm minimises) and test loss against epoch."""
+    return _figure(scene, {"Training loss, as each arm minimises it": "train_loss", "Test loss": "test_loss"}, "loss")
 
 
 def throughput_figure(scene: Scene) -> Figure | None:

@@ -70,6 +70,14 @@ def nothing_left_text(draft: Draft) -> str:
     return f"nothing left: all {len(draft.states)} runs are finished"
 
 
+def edited_since(draft: Draft) -> list[str]:
+    """What finished runs do not have: edits since their code was sent."""
+    if not (changes := draft.code.changes):
+        return []
+    named = ", ".join(changes[:3]) + (f" and {len(changes) - 3} more" if len(changes) > 3 else "")
+    return [f"note: the code was edited since ({named}); finished runs stay as they are, --rerun all trains them again with it"]
+
+
 def failures(states: Sequence[RunState]) -> list[str]:
     """A line or two for each run that ended badly: class, reason and where to read on."""
     lines = []

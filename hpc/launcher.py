@@ -137,7 +137,12 @@ def _nothing_to_send(session: Session, draft: Draft) -> int:
             # Arms were renamed, dropped or regrouped: the table shall show the sweep as it is asked for now.
             write_edit(session, draft.plan)
             launch_slurm.tend(session, draft)
-    session.say(launch_text.nothing_left_text(draft), *launch_text.failures(draft.left_failed), *launch_text.next_steps(session.sweep.path))
+    session.say(
+        launch_text.nothing_left_text(draft),
+        *launch_text.edited_since(draft),
+        *launch_text.failures(draft.left_failed),
+        *launch_text.next_steps(session.sweep.path),
+    )
     if session.request.wait and relaunch.is_owned(draft.states):
         return launch_watch.wait(session)
     return 1 if draft.left_failed or draft.left_missing else 0

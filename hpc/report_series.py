@@ -26,8 +26,8 @@ MEAN_POINTS, RUN_POINTS = 300, 90
 CURVES = (
     ("test_top1_pct", "Test accuracy", "accuracy (%)", 3),
     ("val_top1_pct", "Validation accuracy", "accuracy (%)", 3),
-    ("test_loss", "Test loss", "cross-entropy", 4),
-    ("train_loss", "Training loss (augmented images)", "cross-entropy", 4),
+    ("test_loss", "Test loss", "loss", 4),
+    ("train_loss", "Training loss, as each arm minimises it", "loss", 4),
 )
 
 #: What the button "last quarter" shows.

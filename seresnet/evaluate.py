@@ -53,10 +53,12 @@ def _load_all(arguments: argparse.Namespace) -> "list[tuple[Classifier, Arrays]]
     import torch
 
     from seresnet.checkpoint import find_runs
+    from seresnet.plan_record import asked_for
     from seresnet.run_folder import is_finished
     from seresnet.trained import load_run
 
-    folders = list({folder.path.resolve(): folder for name in arguments.runs for folder in find_runs(Path(name))}.values())
+    named = [folder for name in arguments.runs for folder in asked_for(Path(name), find_runs(Path(name)))]
+    folders = list({folder.path.resolve(): folder for folder in named}.values())
     finished = [folder for folder in folders if is_finished(folder)]
     if not finished:
         raise ConfigError(f"{folders[0].path}: is not finished, so there is no network to evaluate. Train it to its end first.")
@@ -144,10 +146,13 @@ def _settings(arguments: argparse.Namespace, images: int) -> dict[str, Any]:
 
 
 def _default_output(runs: Sequence[str]) -> Path:
+    from seresnet.checkpoint import find_runs
+
     place = Path(runs[0])
-    if len(runs) > 1 or not place.is_dir():
+    if len(runs) > 1:
         raise ConfigError("several runs: say where the result goes with --output DIR.")
-    return place / "evaluation"
+    # A run may be named without its id: runs/demo/se-s0.
+    return (place if place.is_dir() else find_runs(place)[0].path) / "evaluation"
 
 
 def _share(text: str) -> float:

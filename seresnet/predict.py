@@ -62,6 +62,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from seresnet.durable import write_durably
     from seresnet.inputs import read_inputs
 
+    _refuse_nowhere(arguments.output)
     inputs = read_inputs(arguments.input)
     classifiers = _classifiers(arguments)
     mean = averaged_probabilities(classifiers, inputs, tta=arguments.tta, adapt_bn=arguments.adapt_bn)
@@ -71,10 +72,17 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _refuse_nowhere(output: Path) -> None:
+    """Before anything is computed. Raises ConfigError."""
+    if not output.absolute().parent.is_dir():
+        raise ConfigError(f"--output {output}: {output.absolute().parent} is no folder. Make it, or name another file.")
+
+
 def _classifiers(arguments: argparse.Namespace) -> "list[Classifier]":
     import torch
 
     from seresnet.checkpoint import find_runs
+    from seresnet.plan_record import asked_for
     from seresnet.trained import load, load_run
 
     found = []
@@ -82,7 +90,8 @@ def _classifiers(arguments: argparse.Namespace) -> "list[Classifier]":
         if Path(name).is_file():
             found.append(load(name, device=arguments.device))
         else:
-            found += [load_run(folder, torch.device(arguments.device), arguments.weights)[0] for folder in find_runs(Path(name))]
+            folders = asked_for(Path(name), find_runs(Path(name)))
+            found += [load_run(folder, torch.device(arguments.device), arguments.weights)[0] for folder in folders]
     return found
 
 

@@ -112,7 +112,7 @@ def test_a_spike_of_a_loss_is_cut_off_and_the_title_says_so() -> None:
     values[50] = 1e6
     figure = figures.figure(with_rows(gathered, [*gathered.rows[:3], with_values(gathered.rows[3], "train_loss", list(values))]), "loss")
     assert figure is not None and figure.axes[0].get_ylim()[1] < 4
-    assert [axes.get_title(loc="left") for axes in figure.axes] == ["Training loss (augmented images), spikes cut off", "Test loss"]
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["Training loss, as each arm minimises it, spikes cut off", "Test loss"]
 
 
 def test_arms_of_one_schedule_share_a_line_of_the_learning_rate() -> None:

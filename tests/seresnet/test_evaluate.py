@@ -12,12 +12,14 @@ from sklearn.metrics import accuracy_score, confusion_matrix, log_loss
 import seresnet
 from seresnet.adaptation import adapted
 from seresnet.calibration import expected_calibration_error, hardest, reliability, score
+from seresnet.checkpoint import find_runs
 from seresnet.corruptions import OPERATIONS
 from seresnet.digits import read_digits
-from seresnet.errors import DataError
+from seresnet.errors import ConfigError, DataError
 from seresnet.evaluate import main
 from seresnet.evaluate_view import Evaluated, confusion_shares, markdown
 from seresnet.folding import FoldedNetwork
+from seresnet.plan_record import asked_for
 from seresnet.robustness import Shift, TestSet, check_published, shifted_sets
 
 
@@ -193,6 +195,36 @@ def test_published_arrays_of_another_order_or_shape_are_refused(tmp_path: Path) 
     test = TestSet(images=np.zeros((1, 4, 4, 3), np.uint8), labels=labels[:1], indices=np.array([0]))
     with pytest.raises(DataError, match=r"gaussian_noise.npy: is uint8 \(50000, 2, 2, 3\), not uint8 \(50000, 4, 4, 3\)"):
         next(shifted_sets(test, torch.device("cpu"), tmp_path / "c"))
+
+
+def a_sweep(two_runs: list[Path], folder: Path, *arms: list[int]) -> Path:
+    """Both runs in a sweep whose plan asks for those of the arms."""
+    folder.mkdir()
+    for run in two_runs:
+        (folder / run.name).symlink_to(run)
+    plan = {
+        "arms": {f"arm{place}": [two_runs[one].name for one in arm] for place, arm in enumerate(arms)},
+        "runs": {run.name: {"folder": run.name} for run in two_runs},
+    }
+    (folder / "plan.json").write_text(json.dumps(plan))
+    return folder
+
+
+def test_runs_of_a_sweep_are_those_it_asks_for_in_the_order_of_its_arms(two_runs: list[Path], tmp_path: Path, capsys) -> None:
+    both = a_sweep(two_runs, tmp_path / "both", [1], [0])
+    assert [run.path.name for run in asked_for(both, find_runs(both))] == [two_runs[1].name, two_runs[0].name]
+    one = a_sweep(two_runs, tmp_path / "one", [1])
+    assert [run.path.name for run in asked_for(one, find_runs(one))] == [two_runs[1].name]
+    assert "1 of 2 runs are no longer asked for by one and are left out" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="none of its 2 runs is asked for any more"):
+        none = a_sweep(two_runs, tmp_path / "none", [])
+        asked_for(none, find_runs(none))
+
+
+def test_a_damaged_plan_hides_no_run(two_runs: list[Path], tmp_path: Path) -> None:
+    sweep = a_sweep(two_runs, tmp_path / "sweep", [0])
+    (sweep / "plan.json").write_text('{"arms": ["x"]}')
+    assert len(asked_for(sweep, find_runs(sweep))) == 2
 
 
 def test_an_unfinished_run_is_refused_by_name(two_runs: list[Path], tmp_path: Path, capsys) -> None:
