@@ -24,7 +24,7 @@ _MOST_ARMS = 12
 
 def paragraph(comparison: Comparison) -> str:
     """English prose; what a reader must add is which question the comparison answers."""
-    rows = [row for row in comparison.gathered.finished if row.arms]  # what is no longer asked for is in no table either
+    rows = comparison.gathered.finished
     if not rows:
         return "No run has finished yet, so there is nothing to report."
     configs = settings.configs_of(rows)

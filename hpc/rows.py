@@ -84,7 +84,8 @@ class Gathered:
 
     @property
     def finished(self) -> tuple[RunRow, ...]:
-        return tuple(row for row in self.rows if row.state == "finished")
+        """Those that some arm asks for: what is asked for no more is in no table, and no sentence speaks of it."""
+        return tuple(row for row in self.rows if row.state == "finished" and row.arms)
 
     def of_arm(self, arm: str) -> tuple[RunRow, ...]:
         return self._by_arm.get(arm, ())

@@ -123,3 +123,11 @@ def test_entries_have_what_finds_a_work_and_no_pages() -> None:
         assert set(fields) in ({"author", "title", "booktitle", "year"}, {"author", "title", "eprint", "archivePrefix", "year"}), work.key
         name, year = fields["author"].partition(",")[0].lower(), fields["year"]
         assert work.key.startswith(f"{name}{year}") and all(fields.values())
+
+
+def test_runs_that_are_no_longer_asked_for_are_in_no_paragraph() -> None:
+    asked, former = gathered({"optim.lr": 0.1}, {"optim.lr": 0.7}).rows
+    of_both = Gathered(arms=("arm0",), rows=(asked, replace(former, arms=())), skipped=())
+    assert "0.7" not in methods.paragraph(compare(of_both))
+    of_none = Gathered(arms=("arm0",), rows=(replace(former, arms=()),), skipped=())
+    assert methods.paragraph(compare(of_none)).startswith("No run has finished yet")

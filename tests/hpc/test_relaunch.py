@@ -222,8 +222,11 @@ def test_a_sweep_that_has_not_started_takes_the_new_code_and_says_so(bench: Benc
 
 def test_edited_code_with_nothing_to_send_is_no_reason_to_refuse(bench: Bench, edit_code: Callable[[str, str], None]) -> None:
     start_all(bench, "baseline-s0", "baseline-s1", "se-s0", "se-s1")
+    assert "edited since" not in bench.launch()[1]
     edit_code("hpc/a.py", "x = 2\n")
-    assert "nothing left: all 4 runs are finished" in bench.launch()[1]
+    _, text = bench.launch()
+    assert "nothing left: all 4 runs are finished" in text
+    assert "note: the code was edited since (changed hpc/a.py); finished runs stay as they are" in text
 
 
 # --- trained again ---
