@@ -109,13 +109,15 @@ def _heat_maps(found: Sequence[Evaluated], test: TestSet) -> Figure:
     figure = Figure(figsize=(2.6 + 0.52 * len(columns) * (1 if len(groups) <= 3 else 1.6), 5.6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    image = axes.imshow(grid, cmap="cividis", vmin=0, vmax=100, aspect="auto")
+    # In whole tens: on a scale from 0 to 100 accuracies that lie close together are all of one colour.
+    low, high = 10 * np.floor(grid.min() / 10), max(10 * np.ceil(grid.max() / 10), 10 * np.floor(grid.min() / 10) + 10)
+    image = axes.imshow(grid, cmap="cividis", vmin=low, vmax=high, aspect="auto")
     tilt: Any = {} if len(groups) <= 3 else {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
     axes.set_xticks(range(len(columns)), columns, **tilt)
     axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
     axes.spines[:].set_visible(False)
     for (row, column), value in np.ndenumerate(grid):
-        axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7, color="white" if value < 55 else "black")
+        axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7, color="white" if value < (low + high) / 2 else "black")
     for edge in range(len(SEVERITIES), len(columns), len(SEVERITIES)) if len(groups) <= 3 else ():
         axes.axvline(edge - 0.5, color="white", linewidth=2)
     axes.set_title(f"Accuracy (%), {len(test.labels):,} test images: {title}", loc="left", fontsize=9)
