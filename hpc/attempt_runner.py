@@ -360,15 +360,9 @@ def earlier_attempts(task: Task, folder: RunFolder, is_program: bool = False) ->
             # An end that somebody else inferred: what it began from, and what was durable when the next one began.
             before, after = _step_of(claim.base), _step_of(later.base) if later is not None else durable_step(folder)
             if is_program:  # names no base; what it wrote of itself is in its own journal
-                before, after = 0, _size(folder.journal(claim.generation))
+                before, after = 0, int(own_program.has_written(folder, claim.generation))
         found.append(requeue.Attempt(ending=ending, made_progress=after > before))
     return found
-
-
-def _size(path: Path) -> int:
-    with contextlib.suppress(OSError):
-        return path.stat().st_size
-    return 0
 
 
 def _step_of(base: str | None) -> int:

@@ -163,6 +163,14 @@ def command_of(config: Mapping[str, Any]) -> tuple[str, ...] | None:
     return (sys.executable if command[0] in _PYTHON else command[0], *command[1:])
 
 
+def has_written(folder: RunFolder, generation: int) -> bool:
+    """Whether an attempt that nobody wrote an end of left anything in its journal."""
+    try:
+        return folder.journal(generation).stat().st_size > 0
+    except OSError:
+        return False
+
+
 def introduce(folder: RunFolder, generation: int, record: RunRecord, code: Path) -> None:
     """Write what an attempt runs on, as the built-in training does itself. Best effort: a full disk must not end a run that begins."""
     train = record.config.get("train", {})

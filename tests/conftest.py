@@ -7,6 +7,7 @@ that of a gpu test where there is no GPU.
 
 import os
 import signal
+from collections.abc import Iterator
 
 import pytest
 
@@ -50,3 +51,16 @@ def why_no_gpu() -> str | None:
     except ImportError:
         return "gpu: torch is not installed"
     return None if torch.cuda.is_available() else "gpu: no CUDA device"
+
+
+@pytest.fixture
+def no_slurm(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A supervisor in this process sees no job of ours, and leaves the handlers of stop signals as they were."""
+    from seresnet.signals import STOP_SIGNALS
+
+    for name in [name for name in os.environ if name.startswith(("SLURM_", "SERESNET_"))]:
+        monkeypatch.delenv(name)
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)

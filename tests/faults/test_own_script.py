@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,22 +16,14 @@ from hpc.paths import Plan, SweepFolder, WandbSettings
 from hpc.single import sweep_of_one
 from seresnet import claims, journal
 from seresnet.run_folder import RunFolder, TrainResult
-from seresnet.signals import STOP_SIGNALS, StopFlag
+from seresnet.signals import StopFlag
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "own_script"
 RUN = (
     "program: [python, {script}, '{{run_dir}}/run.yaml']\nprogram.args: {{lr: 0.1, pause_s: {pause}}}\ntrain: {{epochs: 6, device: cpu}}\n"
 )
 
-
-@pytest.fixture(autouse=True)
-def _alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name in [name for name in os.environ if name.startswith(("SLURM_", "SERESNET_"))]:
-        monkeypatch.delenv(name)
-    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+pytestmark = pytest.mark.usefixtures("no_slurm")
 
 
 class Own:

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_supervisor import PROGRAM, _no_slurm, _sweep
+from test_supervisor import PROGRAM, _sweep
 
 from hpc import gpu_use, supervisor
 from hpc.gpu_use import Sampler, mean_util_pct, read_use, sample
@@ -15,7 +15,7 @@ from seresnet import claims
 from seresnet.run_folder import RunFolder
 from seresnet.signals import StopFlag
 
-__all__ = ["_no_slurm"]  # autouse
+pytestmark = pytest.mark.usefixtures("no_slurm")
 
 TWO_GPUS = "0, GPU-aa, NVIDIA H100 80GB HBM3, 37, 1234, 81559\n1, GPU-bb, NVIDIA H100 80GB HBM3, [N/A], 9, 81559\n"
 

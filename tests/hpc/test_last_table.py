@@ -169,11 +169,15 @@ def test_a_failure_is_one_line_with_its_reason_and_the_command(tmp_path: Path, c
 
 
 @pytest.mark.parametrize("command", [("/does/not/exist",), None])
-def test_what_cannot_be_started_or_read_reaches_nobody(tmp_path: Path, command: tuple[str, ...] | None) -> None:
+def test_what_cannot_be_started_or_read_is_one_warning_and_no_error(
+    tmp_path: Path, command: tuple[str, ...] | None, caplog: pytest.LogCaptureFixture
+) -> None:
     sweep = FakeSweep(tmp_path).finish_all()
     if command is None:
         sweep.folder.plan.write_text("{")
     last_table.write_if_last(task_of(sweep), command)
+    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert line.startswith("table=none error=") and ("plan.json" if command is None else "/does/not/exist") in line
 
 
 def test_two_tasks_of_which_neither_succeeds_try_one_after_the_other(tmp_path: Path) -> None:

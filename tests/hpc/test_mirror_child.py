@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from mirror_scene import is_running, linux_only, wait_for
-from test_supervisor import _no_slurm, _run, _sweep  # noqa: F401 - the fixture is used by all tests
+from test_supervisor import _run, _sweep
 from wandb_stub import Stub
 
 from hpc import mirror_child
@@ -16,6 +16,8 @@ from hpc.mirror_child import MirrorChild
 from hpc.paths import Plan, SweepFolder, WandbSettings
 from seresnet import journal
 from seresnet.run_folder import RunFolder
+
+pytestmark = pytest.mark.usefixtures("no_slurm")
 
 #: Starts a process in a session of its own, as wandb does with its core, and then hears nothing.
 DEAF = """

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,15 +23,7 @@ from seresnet.signals import STOP_SIGNALS, StopFlag
 
 PROGRAM = (sys.executable, str(Path(__file__).with_name("rank_program.py")), "{run_dir}")
 
-
-@pytest.fixture(autouse=True)
-def _no_slurm(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name in [name for name in os.environ if name.startswith(("SLURM_", "SERESNET_"))]:
-        monkeypatch.delenv(name)
-    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+pytestmark = pytest.mark.usefixtures("no_slurm")
 
 
 def _sweep(tmp_path: Path, *acts: str, ranks: int = 1, epochs: int = 1) -> SweepFolder:

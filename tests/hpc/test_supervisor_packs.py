@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from test_supervisor import PROGRAM, _endings, _no_slurm, _sweep, _when
+from test_supervisor import PROGRAM, _endings, _sweep, _when
 
 from hpc import attempt_runner, code_snapshot, hold, pack_runner, supervisor, task
 from hpc.memory_kills import MemoryKills, count_kills
@@ -22,7 +22,7 @@ from seresnet import attempts, claims
 from seresnet.run_folder import RunFolder, RunRecord
 from seresnet.signals import StopFlag
 
-__all__ = ["_no_slurm"]  # autouse
+pytestmark = pytest.mark.usefixtures("no_slurm")
 
 
 def _pack(tmp_path: Path, *acts: str, at_a_time: int, site: dict[str, object] | None = None) -> SweepFolder:
